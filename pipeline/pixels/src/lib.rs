@@ -1,1 +1,42 @@
-//! pixels
+//! Bytes from the network to upright 8-bit sRGB pixels, under limits, and what is measured on them.
+//!
+//! The input is hostile. Its kind is told by its first bytes, its size is read from its header
+//! and held against [`Limits`] before anything of that size is allocated, a truncated file is an
+//! error however much of it could be shown, and a panic inside a decoder costs that one image:
+//! [`decode`] and [`decode_luma`] never unwind into their caller.
+//!
+//! | stored as | becomes |
+//! |---|---|
+//! | JPEG (baseline, extended, progressive): grey, YCbCr, RGB, CMYK, YCCK | RGB |
+//! | PNG, any depth and palette; WebP; GIF (first frame) | RGB; 16-bit samples are rounded to 8 |
+//! | alpha | composed over white, in the stored (gamma-encoded) values as Pillow and browsers do |
+//! | EXIF orientation 1 to 8 | applied: the result is upright |
+//! | an ICC profile | pixels are converted to sRGB (perceptual intent); a broken profile is ignored |
+//! | CMYK without a profile | `R = (255 - C)(255 - K) / 255` and so on, as Pillow does |
+//! | AVIF, HEIC, JPEG XL, TIFF, BMP, SVG, ICO | [`DecodeError::UnsupportedFormat`] |
+//! | anything else, such as an HTML page | [`DecodeError::NotAnImage`] |
+//!
+//! ```
+//! let limits = pixels::Limits::default();
+//! let page = b"<!doctype html><title>not found</title>";
+//! assert_eq!(pixels::decode(page, &limits).unwrap_err().name(), "not_an_image");
+//! ```
+#![forbid(unsafe_code)]
+
+mod decode;
+mod encode;
+mod error;
+mod format;
+mod geometry;
+mod perceptual;
+mod raster;
+mod sharpness;
+
+pub use decode::{decode, decode_luma};
+pub use encode::{encode_jpeg, encode_png};
+pub use error::DecodeError;
+pub use format::{Format, Header, Limits, Orientation, probe};
+pub use geometry::{Anchor, Filter, Framed, fit_square, resize, resize_luma};
+pub use perceptual::{PerceptualHash, perceptual_hash};
+pub use raster::{Image, Luma};
+pub use sharpness::{SHARPNESS_VERSION, Sharpness, sharpness};

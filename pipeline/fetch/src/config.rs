@@ -1,0 +1,145 @@
+//! The knobs.
+
+use std::time::Duration;
+
+use crate::AllowList;
+
+/// All that steers a [`Fetcher`](crate::Fetcher).
+#[derive(Debug, Clone, PartialEq)]
+pub struct FetchConfig {
+    /// Who asks: a product token with a version and a contact, such as
+    /// `stepdown-curate/0.1 (+https://example.org/contact)`. The product token is also the name
+    /// under which `X-Robots-Tag` may address us.
+    pub user_agent: String,
+    /// Non-public addresses that may be reached nevertheless.
+    pub allow: AllowList,
+    /// Limits on time.
+    pub timeouts: Timeouts,
+    /// Limits on bytes.
+    pub bytes: ByteLimits,
+    /// Most redirects of one request.
+    pub max_redirects: u32,
+    /// Requests in flight, over all hosts.
+    pub concurrency: usize,
+    /// Requests in flight to one host.
+    pub per_host: usize,
+    /// When a failed request is tried again.
+    pub retry: RetryPolicy,
+    /// How long a resolved name is believed.
+    pub dns_ttl: Duration,
+    /// When the network counts as down.
+    pub breaker: BreakerPolicy,
+    /// Whether `X-Robots-Tag: noai, noimageai, noindex, noimageindex` rejects an image.
+    pub honour_opt_outs: bool,
+}
+
+/// Limits on time. Each runs anew for each attempt, `total` included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For name resolution, TCP and TLS of one hop together.
+    pub connect: Duration,
+    /// From the request to the response headers of one hop, connecting included.
+    pub first_byte: Duration,
+    /// Between two reads of the body.
+    pub read: Duration,
+    /// For one attempt, redirects and body included. A trickling body cannot extend it.
+    pub total: Duration,
+}
+
+/// Limits on bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteLimits {
+    /// Most bytes of a body, as sent and again after decompression. A transfer is dropped at
+    /// most 64 KiB past it.
+    pub max_body: u64,
+    /// Slowest body, in bytes a second, judged over `speed_window`; 0 for none.
+    pub min_speed: u64,
+    /// Over which time the speed is judged.
+    pub speed_window: Duration,
+}
+
+/// When a failed request is tried again: exponential back-off with seeded jitter, for the classes
+/// that may pass ([`FailureClass::is_transient`](crate::FailureClass::is_transient)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Tries in all, at least 1.
+    pub attempts: u32,
+    /// Wait before the second try; doubles with each further one.
+    pub base: Duration,
+    /// Longest such wait.
+    pub cap: Duration,
+    /// Longest Retry-After that is waited for; a longer one ends the URL as `rate_limited` and
+    /// holds the host for this long.
+    pub retry_after_cap: Duration,
+    /// Seed of the jitter, so that a run's waits can be repeated.
+    pub seed: u64,
+}
+
+/// When the network counts as down: `failures` name resolutions or connections in a row failed,
+/// over at least `hosts` hosts, and none succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerPolicy {
+    /// Failures in a row; 0 turns the breaker off.
+    pub failures: u32,
+    /// Different hosts among them.
+    pub hosts: u32,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The user agent has no product token or holds characters that a header cannot.
+    #[error(
+        "user agent {0:?}: expected a product token first, as in `name/1.0 (+https://contact)`"
+    )]
+    UserAgent(String),
+    /// An entry of the allow list is not `ADDRESS:PORT` or `ADDRESS:*`.
+    #[error(
+        "allow list entry {0:?}: expected ADDRESS:PORT or ADDRESS:*, as in 127.0.0.1:8080 or [::1]:*"
+    )]
+    Allow(String),
+    /// A value that must not be 0 is.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// The HTTP client could not be built.
+    #[error("the HTTP client could not be built: {0}")]
+    Client(String),
+}
+
+impl FetchConfig {
+    /// The documented values, which suit a machine with 2 cores and a public network.
+    #[must_use]
+    pub fn standard(user_agent: impl Into<String>) -> Self {
+        Self {
+            user_agent: user_agent.into(),
+            allow: AllowList::none(),
+            timeouts: Timeouts {
+                connect: Duration::from_secs(10),
+                first_byte: Duration::from_secs(15),
+                read: Duration::from_secs(10),
+                total: Duration::from_secs(60),
+            },
+            bytes: ByteLimits {
+                max_body: 64 << 20,
+                min_speed: 2_000,
+                speed_window: Duration::from_secs(10),
+            },
+            max_redirects: 5,
+            concurrency: 256,
+            per_host: 8,
+            retry: RetryPolicy {
+                attempts: 3,
+                base: Duration::from_millis(500),
+                cap: Duration::from_secs(20),
+                retry_after_cap: Duration::from_secs(60),
+                seed: 0,
+            },
+            dns_ttl: Duration::from_secs(300),
+            breaker: BreakerPolicy {
+                failures: 200,
+                hosts: 20,
+            },
+            honour_opt_outs: true,
+        }
+    }
+}
