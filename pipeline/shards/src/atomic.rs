@@ -1,0 +1,181 @@
+//! Publication of files: whole or not at all, and durable once visible.
+//!
+//! The order is temporary file, `fsync`, `rename`, `fsync` of the folder. A temporary file is named
+//! `.NAME.tmp` beside its target; what a killed process leaves under such a name is overwritten by the next.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// A file that appears under its name only at [`AtomicFile::commit`].
+///
+/// Dropped without a commit, it leaves nothing.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Opens the temporary file for `target`, making the folders above it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder or file cannot be made.
+    pub fn create(target: impl AsRef<Path>) -> Result<AtomicFile> {
+        let target = target.as_ref().to_owned();
+        let temporary = temporary_name(&target)?;
+        if let Some(folder) = parent(&target) {
+            fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        }
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        Ok(AtomicFile { file, temporary, target, committed: false })
+    }
+
+    /// Makes the bytes durable, then visible under the target's name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the target is then what it was before.
+    pub fn commit(mut self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("flush to disk", &self.temporary))?;
+        fs::rename(&self.temporary, &self.target).map_err(Error::io("rename into place", &self.target))?;
+        self.committed = true;
+        sync_folder_of(&self.target)
+    }
+
+    /// The name under which the file will appear.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: a leftover is overwritten by the next attempt and never listed.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Publishes `bytes` as `path`.
+///
+/// # Errors
+/// [`Error::Io`]; `path` is then what it was before.
+pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(Error::io("write", file.target()))?;
+    file.commit()
+}
+
+/// Publishes `value` as indented JSON with a final newline.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Malformed`] where the value has no JSON form.
+pub fn write_json(path: impl AsRef<Path>, value: &impl serde::Serialize) -> Result<()> {
+    let path = path.as_ref();
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Malformed { path: path.to_owned(), reason: e.to_string() })?;
+    text.push(b'\n');
+    write_atomic(path, &text)
+}
+
+/// Reads a JSON document.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Malformed`] with line and column.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    let text = fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&text).map_err(|e| Error::Malformed { path: path.to_owned(), reason: e.to_string() })
+}
+
+/// Makes a rename or removal in the folder of `path` durable.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be opened or flushed.
+pub fn sync_folder_of(path: &Path) -> Result<()> {
+    let folder = parent(path).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io("flush the folder", folder))
+}
+
+/// Whether `path` is named as a temporary file of this module.
+pub fn is_temporary(path: &Path) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with('.') && n.ends_with(".tmp"))
+}
+
+fn temporary_name(target: &Path) -> Result<PathBuf> {
+    let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::Malformed {
+        path: target.to_owned(),
+        reason: "not the name of a file".into(),
+    })?;
+    Ok(target.with_file_name(format!(".{name}.tmp")))
+}
+
+fn parent(path: &Path) -> Option<&Path> {
+    path.parent().filter(|p| !p.as_os_str().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_visible_before_commit_and_nothing_is_left_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/file.bin");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+
+        write_atomic(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        write_atomic(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"new, but nobody commits it").unwrap();
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_process_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("000000.tar");
+        fs::write(dir.path().join(".000000.tar.tmp"), b"much longer rubbish than the new content").unwrap();
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(is_temporary(&dir.path().join(".000000.tar.tmp")) && !is_temporary(&path));
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let blocked = dir.path().join("file");
+        fs::write(&blocked, b"").unwrap();
+        let message = write_atomic(blocked.join("below/x.json"), b"").unwrap_err().to_string();
+        assert!(message.contains("below"), "{message}");
+        let message = read_json::<u8>(dir.path().join("absent.json")).unwrap_err().to_string();
+        assert!(message.contains("absent.json"), "{message}");
+    }
+}
