@@ -1,0 +1,6 @@
+//! Programs and tests of this crate find libtorch where torch-shim found it.
+
+fn main() {
+    let rpath = std::env::var("DEP_STEPDOWN_TORCH_SHIM_RPATH").expect("torch-shim is a direct dependency");
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{rpath}");
+}
