@@ -5,6 +5,8 @@ MANIFEST ?= manifests/demo
 RUN      ?= runs/demo
 STAGE    ?= 2to1
 DEVICE   ?= cpu
+PROMPT   ?= a large red circle on a blue striped background
+SEED     ?= 0
 
 # Downloads, libtorch and compiled dependencies, shared by all clones on this machine.
 STEPDOWN_CACHE ?= $(HOME)/.cache/stepdown
@@ -37,7 +39,6 @@ exported = $(RUN)/stages/$(1)/export/model_index.json
 # The demo's rows point at a web server on loopback, which runs while they are fetched.
 is_demo := $(filter manifests/demo%,$(MANIFEST))
 DEMO_PORT ?= 18573
-prompt := a large red circle on a blue striped background
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test curate encode-latents distill sample evaluate export pretrain bench lint
@@ -83,7 +84,7 @@ $(foreach stage,$(stages),$(call exported,$(stage))): $(RUN)/stages/%/export/mod
 	@$(MAKE) --no-print-directory distill STAGE=$*
 
 sample: build ## a picture from the base model in 32 steps and from each finished stage in its own
-	@scripts/sample.sh '$(bin)' '$(MANIFEST)' '$(RUN)' '$(DEVICE)' '$(prompt)'
+	@scripts/sample.sh '$(bin)' '$(MANIFEST)' '$(RUN)' '$(DEVICE)' '$(PROMPT)' '$(SEED)'
 
 evaluate: build ## the paper's table, measured on this run
 	@$(bin)/evaluate --manifest $(MANIFEST) --run $(RUN) --device $(DEVICE)
