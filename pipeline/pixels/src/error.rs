@@ -45,15 +45,8 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// Every name that [`name`](Self::name) may return, in the order of the variants.
-    pub const NAMES: [&str; 7] = [
-        "not_an_image",
-        "unsupported_format",
-        "truncated",
-        "corrupt",
-        "too_many_pixels",
-        "too_large",
-        "decoder_panic",
-    ];
+    pub const NAMES: [&str; 7] =
+        ["not_an_image", "unsupported_format", "truncated", "corrupt", "too_many_pixels", "too_large", "decoder_panic"];
 
     /// The stable, lower-case name of the class of this error.
     #[must_use]

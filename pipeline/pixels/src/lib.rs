@@ -23,6 +23,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod area;
+mod color;
+mod container;
 mod decode;
 mod encode;
 mod error;
@@ -36,7 +39,7 @@ pub use decode::{decode, decode_luma};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::DecodeError;
 pub use format::{Format, Header, Limits, Orientation, probe};
-pub use geometry::{Anchor, Filter, Framed, fit_square, resize, resize_luma};
+pub use geometry::{Anchor, Filter, Framed, fit_square, resize};
 pub use perceptual::{PerceptualHash, perceptual_hash};
 pub use raster::{Image, Luma};
 pub use sharpness::{SHARPNESS_VERSION, Sharpness, sharpness};

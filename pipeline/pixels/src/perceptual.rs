@@ -1,10 +1,19 @@
 //! A hash that near-duplicates share.
 
-use crate::Luma;
+use std::f64::consts::PI;
 
-/// The 64-bit pHash of an image: signs of its lowest 8 x 8 DCT coefficients against their median.
-/// Shown and stored as 16 hexadecimal digits. Rescaled and recompressed copies lie within a few
-/// bits of each other, unrelated images about 32 apart.
+use crate::Luma;
+use crate::area::shrink;
+
+/// Side of the square that is transformed.
+const SIDE: usize = 32;
+/// Side of the block of low frequencies that is kept.
+const KEPT: usize = 8;
+
+/// The 64-bit pHash of an image: which of its lowest 8 x 8 DCT coefficients, at 32 x 32, are over
+/// their median. The bits are in the order of the `imagehash` package, whose hash COYO stores, and
+/// it is written, likewise, as 16 hexadecimal digits. Rescaled and recompressed copies lie within
+/// a few bits of each other, unrelated images about 32 apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PerceptualHash(pub u64);
 
@@ -22,8 +31,28 @@ impl std::fmt::Display for PerceptualHash {
     }
 }
 
-/// The perceptual hash of an image's luma.
+/// The perceptual hash of an image's luma. An image with a side under 32 samples is stretched to
+/// it by repeating samples.
 #[must_use]
 pub fn perceptual_hash(luma: &Luma) -> PerceptualHash {
-    unimplemented!("{luma:?}")
+    let (width, height) = (luma.width() as usize, luma.height() as usize);
+    let (small_width, small_height) = (width.min(SIDE), height.min(SIDE));
+    let small = shrink(luma.samples(), (width, height), (small_width, small_height));
+    let at =
+        |x: usize, y: usize| f64::from(small.samples[y * small_height / SIDE * small_width + x * small_width / SIDE]);
+
+    let basis = |k: usize, n: usize| (PI / SIDE as f64 * (n as f64 + 0.5) * k as f64).cos();
+    let basis: [[f64; SIDE]; KEPT] = std::array::from_fn(|k| std::array::from_fn(|n| basis(k, n)));
+    // First along each row, then along the columns of what that gave.
+    let rows: [[f64; KEPT]; SIDE] =
+        std::array::from_fn(|y| std::array::from_fn(|u| (0..SIDE).map(|x| basis[u][x] * at(x, y)).sum()));
+    let coefficients: [f64; KEPT * KEPT] = std::array::from_fn(|i| {
+        let (v, u) = (i / KEPT, i % KEPT);
+        (0..SIDE).map(|y| basis[v][y] * rows[y][u]).sum()
+    });
+
+    let mut sorted = coefficients;
+    sorted.sort_by(f64::total_cmp);
+    let median = f64::midpoint(sorted[31], sorted[32]);
+    PerceptualHash(coefficients.iter().fold(0, |bits, &c| bits << 1 | u64::from(c > median)))
 }

@@ -25,11 +25,7 @@ impl Image {
     #[must_use]
     pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Self {
         assert!(width > 0 && height > 0, "an image has at least one pixel");
-        assert_eq!(
-            rgb.len(),
-            width as usize * height as usize * 3,
-            "samples of a {width} x {height} image"
-        );
+        assert_eq!(rgb.len(), width as usize * height as usize * 3, "samples of a {width} x {height} image");
         Self { width, height, rgb }
     }
 
@@ -60,11 +56,7 @@ impl Image {
     /// The luma plane of this image.
     #[must_use]
     pub fn luma(&self) -> Luma {
-        let samples = self
-            .rgb
-            .chunks_exact(3)
-            .map(|p| luma_of([p[0], p[1], p[2]]))
-            .collect();
+        let samples = self.rgb.chunks_exact(3).map(|p| luma_of([p[0], p[1], p[2]])).collect();
         Luma::new(self.width, self.height, samples)
     }
 }
@@ -77,16 +69,8 @@ impl Luma {
     #[must_use]
     pub fn new(width: u32, height: u32, samples: Vec<u8>) -> Self {
         assert!(width > 0 && height > 0, "a plane has at least one sample");
-        assert_eq!(
-            samples.len(),
-            width as usize * height as usize,
-            "samples of a {width} x {height} plane"
-        );
-        Self {
-            width,
-            height,
-            samples,
-        }
+        assert_eq!(samples.len(), width as usize * height as usize, "samples of a {width} x {height} plane");
+        Self { width, height, samples }
     }
 
     /// Width in samples, at least 1.
@@ -105,6 +89,10 @@ impl Luma {
     #[must_use]
     pub fn samples(&self) -> &[u8] {
         &self.samples
+    }
+
+    pub(crate) fn into_samples(self) -> Vec<u8> {
+        self.samples
     }
 }
 
