@@ -5,7 +5,7 @@ MANIFEST ?= manifests/demo
 RUN      ?= runs/demo
 STAGE    ?= 2to1
 DEVICE   ?= cpu
-PROMPT   ?= a large red circle on a blue striped background
+PROMPT   ?= large red circle in the centre, striped sky background
 SEED     ?= 0
 
 # Downloads, libtorch and compiled dependencies, shared by all clones on this machine.
