@@ -1,4 +1,4 @@
-//! Programs and tests of this crate find libtorch where torch-shim found it.
+//! Lets the programs and tests find libtorch.
 
 fn main() {
     let rpath = std::env::var("DEP_STEPDOWN_TORCH_SHIM_RPATH").expect("torch-shim is a direct dependency");

@@ -18,12 +18,6 @@ pub(crate) struct MappedFile {
     data_start: usize,
 }
 
-/// What a header says about a tensor.
-pub(crate) struct Stored {
-    pub shape: Vec<i64>,
-    pub dtype: Dtype,
-}
-
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_owned(), source };
@@ -42,10 +36,9 @@ impl MappedFile {
     }
 
     /// A shape with a side beyond `i64` holds no bytes and fits no network: it is shown with that side at the limit.
-    pub(crate) fn stored(&self, name: &str) -> Option<Stored> {
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         let info = self.metadata.info(name)?;
-        let shape = info.shape.iter().map(|&side| i64::try_from(side).unwrap_or(i64::MAX)).collect();
-        Some(Stored { shape, dtype: info.dtype })
+        Some(info.shape.iter().map(|&side| i64::try_from(side).unwrap_or(i64::MAX)).collect())
     }
 
     /// Copies a tensor straight from the map to its dtype and device.

@@ -99,6 +99,16 @@ impl Conv2d {
             }
         }
     }
+
+    /// The layer with another set of tensors' handles: storage is shared.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            lora: self.lora.as_ref().map(Lora::shallow_clone),
+            ..*self
+        }
+    }
 }
 
 /// Normalisation over groups of channels.
@@ -119,6 +129,11 @@ impl GroupNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
     }
+
+    /// The layer with another set of tensors' handles: storage is shared.
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), ..*self }
+    }
 }
 
 /// Normalisation over the last dimension.
@@ -136,6 +151,11 @@ impl LayerNorm {
     /// Applies the layer.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+
+    /// The layer with another set of tensors' handles: storage is shared.
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), ..*self }
     }
 }
 

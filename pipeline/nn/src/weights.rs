@@ -234,10 +234,9 @@ impl Weights {
             Source::Seeded(seed) => {
                 return init.draw(*seed, name, shape).to_device(self.device).to_kind(self.kind);
             }
-            Source::Files { files, names } => names
-                .get(name)
-                .and_then(|(file, stored_name)| files[*file].stored(stored_name))
-                .map(|stored| stored.shape),
+            Source::Files { files, names } => {
+                names.get(name).and_then(|(file, stored_name)| files[*file].shape(stored_name))
+            }
             Source::Memory(tensors) => tensors.get(name).map(Tensor::size),
         };
         let Some(found) = found else {
