@@ -118,10 +118,10 @@ pub fn is_temporary(path: &Path) -> bool {
 }
 
 fn temporary_name(target: &Path) -> Result<PathBuf> {
-    let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::Malformed {
-        path: target.to_owned(),
-        reason: "not the name of a file".into(),
-    })?;
+    let name = target
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(|| Error::Malformed { path: target.to_owned(), reason: "not the name of a file".into() })?;
     Ok(target.with_file_name(format!(".{name}.tmp")))
 }
 

@@ -46,8 +46,7 @@ impl Sample {
     /// # Errors
     /// [`Error::MissingPart`].
     pub fn require(&self, ext: &str) -> Result<&[u8]> {
-        self.part(ext)
-            .ok_or_else(|| Error::MissingPart { key: self.key.clone(), extension: ext.to_owned() })
+        self.part(ext).ok_or_else(|| Error::MissingPart { key: self.key.clone(), extension: ext.to_owned() })
     }
 
     /// Checks key and extensions.

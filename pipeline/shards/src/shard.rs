@@ -158,14 +158,7 @@ impl ShardReader {
         let file = File::open(&path).map_err(Error::io("open", &path))?;
         let ended = std::rc::Rc::new(std::cell::Cell::new(false));
         let reader = EndWatch { inner: BufReader::with_capacity(1 << 18, file), ended: ended.clone() };
-        Ok(ShardReader {
-            entries: TarEntries::new(reader),
-            ended,
-            path,
-            pending: None,
-            last_key: None,
-            done: false,
-        })
+        Ok(ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false })
     }
 
     fn advance(&mut self) -> Result<Option<Sample>> {
@@ -363,10 +356,7 @@ mod tests {
             fs::write(&path, archive).unwrap();
             let outcome = read(&path);
             assert!(
-                matches!(
-                    outcome,
-                    Err(Error::InvalidKey { .. } | Error::InvalidPart { .. } | Error::Malformed { .. })
-                ),
+                matches!(outcome, Err(Error::InvalidKey { .. } | Error::InvalidPart { .. } | Error::Malformed { .. })),
                 "{name}: {outcome:?}"
             );
         }
