@@ -4,9 +4,13 @@
 pub mod clip;
 pub mod config;
 mod error;
+pub mod prompt;
+pub mod tokenizer;
 pub mod vae;
 
 pub use clip::{ClipTextModel, ClipTextModelWithProjection, TextStates};
 pub use config::{ClipTextConfig, VaeConfig};
 pub use error::{Error, Result};
+pub use prompt::{PromptEmbeddings, TextEncoders, TokenizedCaption, Tokenizers};
+pub use tokenizer::{ClipTokenizer, TokenIds};
 pub use vae::{AutoencoderKl, MemoryUse, Posterior};
