@@ -31,6 +31,8 @@ pub struct FetchConfig {
     pub breaker: BreakerPolicy,
     /// Whether `X-Robots-Tag: noai, noimageai, noindex, noimageindex` rejects an image.
     pub honour_opt_outs: bool,
+    /// Certificates, in DER, of authorities that are trusted beside the platform's.
+    pub extra_roots: Vec<Vec<u8>>,
 }
 
 /// Limits on time. Each runs anew for each attempt, `total` included.
@@ -68,8 +70,8 @@ pub struct RetryPolicy {
     pub base: Duration,
     /// Longest such wait.
     pub cap: Duration,
-    /// Longest Retry-After that is waited for; a longer one ends the URL as `rate_limited` and
-    /// holds the host for this long.
+    /// Longest Retry-After that is waited for. Under a longer one the host's URLs end as
+    /// `rate_limited` without a request until its time is over.
     pub retry_after_cap: Duration,
     /// Seed of the jitter, so that a run's waits can be repeated.
     pub seed: u64,
@@ -89,19 +91,15 @@ pub struct BreakerPolicy {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The user agent has no product token or holds characters that a header cannot.
-    #[error(
-        "user agent {0:?}: expected a product token first, as in `name/1.0 (+https://contact)`"
-    )]
+    #[error("user agent {0:?}: expected a product token first, as in `name/1.0 (+https://contact)`")]
     UserAgent(String),
     /// An entry of the allow list is not `ADDRESS:PORT` or `ADDRESS:*`.
-    #[error(
-        "allow list entry {0:?}: expected ADDRESS:PORT or ADDRESS:*, as in 127.0.0.1:8080 or [::1]:*"
-    )]
+    #[error("allow list entry {0:?}: expected ADDRESS:PORT or ADDRESS:*, as in 127.0.0.1:8080 or [::1]:*")]
     Allow(String),
     /// A value that must not be 0 is.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// The HTTP client could not be built.
+    /// The HTTP client could not be built, for want of trusted certificates for example.
     #[error("the HTTP client could not be built: {0}")]
     Client(String),
 }
@@ -119,11 +117,7 @@ impl FetchConfig {
                 read: Duration::from_secs(10),
                 total: Duration::from_secs(60),
             },
-            bytes: ByteLimits {
-                max_body: 64 << 20,
-                min_speed: 2_000,
-                speed_window: Duration::from_secs(10),
-            },
+            bytes: ByteLimits { max_body: 64 << 20, min_speed: 2_000, speed_window: Duration::from_secs(10) },
             max_redirects: 5,
             concurrency: 256,
             per_host: 8,
@@ -135,11 +129,41 @@ impl FetchConfig {
                 seed: 0,
             },
             dns_ttl: Duration::from_secs(300),
-            breaker: BreakerPolicy {
-                failures: 200,
-                hosts: 20,
-            },
+            breaker: BreakerPolicy { failures: 200, hosts: 20 },
             honour_opt_outs: true,
+            extra_roots: Vec::new(),
         }
+    }
+}
+
+impl FetchConfig {
+    /// The product token of the user agent, in lower case: the name by which `X-Robots-Tag`
+    /// addresses us.
+    ///
+    /// # Errors
+    /// The first field that cannot be worked with.
+    pub(crate) fn validated_product(&self) -> Result<String, ConfigError> {
+        for (name, zero) in [
+            ("concurrency", self.concurrency == 0),
+            ("per_host", self.per_host == 0),
+            ("retry.attempts", self.retry.attempts == 0),
+            ("bytes.max_body", self.bytes.max_body == 0),
+            ("bytes.speed_window", self.bytes.speed_window.is_zero()),
+            ("timeouts.connect", self.timeouts.connect.is_zero()),
+            ("timeouts.first_byte", self.timeouts.first_byte.is_zero()),
+            ("timeouts.read", self.timeouts.read.is_zero()),
+            ("timeouts.total", self.timeouts.total.is_zero()),
+        ] {
+            if zero {
+                return Err(ConfigError::Zero(name));
+            }
+        }
+        let product = self.user_agent.split(['/', ' ']).next().unwrap_or_default();
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let sendable = self.user_agent.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if product.is_empty() || !product.bytes().all(is_token) || !sendable {
+            return Err(ConfigError::UserAgent(self.user_agent.clone()));
+        }
+        Ok(product.to_ascii_lowercase())
     }
 }

@@ -12,9 +12,11 @@ pub enum FailureClass {
     BlockedScheme,
     /// The host is, or resolves to, an address that is not public and not allowed.
     BlockedIp,
-    /// The name does not resolve.
+    /// The name does not exist, or has no address.
     Dns,
-    /// The connection was refused, reset or unreachable before a request was sent.
+    /// The name server did not answer.
+    DnsUnavailable,
+    /// The connection was refused or reset, or there is no way to the host.
     Connect,
     /// No connection within the limit.
     ConnectTimeout,
@@ -44,7 +46,8 @@ pub enum FailureClass {
     Gone,
     /// 401, 403, 407 or 451.
     Forbidden,
-    /// 429, or 503 with Retry-After, until the attempts were used up.
+    /// 429, or 503 with Retry-After, until the attempts were used up; or the host is still under
+    /// a Retry-After longer than is waited for.
     RateLimited,
     /// Another 4xx.
     ClientError,
@@ -76,9 +79,9 @@ pub struct Failure {
 
 /// The network itself is down: an error of the run, not of a URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: the last {failures} requests, to {hosts} hosts, all failed; is the network up?")]
+#[error("the last {failures} {what}, for {hosts} hosts, all failed: is the network up?")]
 pub struct Outage {
-    /// What collapsed: name resolution or connections.
+    /// What fails: `name resolutions` or `connections`.
     pub what: &'static str,
     /// Failures in a row, without one success among them.
     pub failures: u32,
@@ -88,11 +91,12 @@ pub struct Outage {
 
 impl FailureClass {
     /// Every class, in the order of this enum.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InvalidUrl,
         Self::BlockedScheme,
         Self::BlockedIp,
         Self::Dns,
+        Self::DnsUnavailable,
         Self::Connect,
         Self::ConnectTimeout,
         Self::Tls,
@@ -124,6 +128,7 @@ impl FailureClass {
             Self::BlockedScheme => "blocked_scheme",
             Self::BlockedIp => "blocked_ip",
             Self::Dns => "dns",
+            Self::DnsUnavailable => "dns_unavailable",
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
             Self::Tls => "tls",
@@ -153,7 +158,8 @@ impl FailureClass {
     pub const fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::Connect
+            Self::DnsUnavailable
+                | Self::Connect
                 | Self::ConnectTimeout
                 | Self::FirstByteTimeout
                 | Self::ReadTimeout

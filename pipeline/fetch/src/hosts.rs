@@ -1,0 +1,98 @@
+//! Whose turn it is: requests in flight, over all and per host, and hosts that asked us to wait.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// Idle hosts are forgotten when there are more than this.
+const MAX_IDLE: usize = 4096;
+/// No Retry-After is believed beyond this.
+const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
+
+/// The gates of all hosts and the one for the whole machine.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    per_host: usize,
+    /// Longest hold that a request waits for.
+    patience: Duration,
+    machine: Arc<Semaphore>,
+    hosts: Mutex<HashMap<String, Arc<Host>>>,
+}
+
+#[derive(Debug)]
+struct Host {
+    turns: Arc<Semaphore>,
+    held_until: Mutex<Option<Instant>>,
+}
+
+/// Leave to make one request; gives it back when dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _host: OwnedSemaphorePermit,
+    _machine: OwnedSemaphorePermit,
+}
+
+/// The host asked for a longer wait than is waited.
+#[derive(Debug)]
+pub(crate) struct HeldTooLong(pub(crate) Duration);
+
+impl Hosts {
+    pub(crate) fn new(concurrency: usize, per_host: usize, patience: Duration) -> Self {
+        Self { per_host, patience, machine: Arc::new(Semaphore::new(concurrency)), hosts: Mutex::default() }
+    }
+
+    /// Waits for a turn. Nobody who waits for a host takes up room on the machine.
+    pub(crate) async fn enter(&self, name: &str) -> Result<Turn, HeldTooLong> {
+        let host = self.host(name);
+        let closed = "the semaphore is never closed";
+        let host_turn = host.turns.clone().acquire_owned().await.expect(closed);
+        loop {
+            host.wait(self.patience).await?;
+            let machine_turn = self.machine.clone().acquire_owned().await.expect(closed);
+            // While this one waited for the machine, another's answer may have held the host.
+            if host.hold().is_none() {
+                return Ok(Turn { _host: host_turn, _machine: machine_turn });
+            }
+        }
+    }
+
+    /// Lets nobody ask the host again for `duration`.
+    pub(crate) fn hold(&self, name: &str, duration: Duration) {
+        let until = Instant::now() + duration.min(LONGEST_HOLD);
+        let host = self.host(name);
+        let mut held_until = host.held_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *held_until = Some(held_until.map_or(until, |before| before.max(until)));
+    }
+
+    fn host(&self, name: &str) -> Arc<Host> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() > MAX_IDLE && !hosts.contains_key(name) {
+            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.hold().is_some());
+        }
+        let new = || Arc::new(Host { turns: Arc::new(Semaphore::new(self.per_host)), held_until: Mutex::default() });
+        hosts.entry(name.to_owned()).or_insert_with(new).clone()
+    }
+}
+
+impl Host {
+    /// The time until which the host is held, if that is still to come.
+    fn hold(&self) -> Option<Instant> {
+        let held_until = *self.held_until.lock().unwrap_or_else(PoisonError::into_inner);
+        held_until.filter(|&until| until > Instant::now())
+    }
+
+    /// Waits until the host is held no more; a hold may be prolonged meanwhile.
+    async fn wait(&self, patience: Duration) -> Result<(), HeldTooLong> {
+        while let Some(until) = self.hold() {
+            let remaining = until - Instant::now();
+            if remaining > patience {
+                return Err(HeldTooLong(remaining));
+            }
+            tokio::time::sleep_until(until).await;
+        }
+        Ok(())
+    }
+}
