@@ -33,18 +33,68 @@ pub enum Error {
         /// What the tokenizers library says.
         source: tokenizers::Error,
     },
+    /// A sample of the cache cannot be used.
+    #[error("sample {key}, .{part}: {reason}")]
+    Sample {
+        /// The sample.
+        key: String,
+        /// The part's extension.
+        part: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is nothing to encode.
+    #[error("{}: no curated images; run `make curate` first", folder.display())]
+    NotCurated {
+        /// Where they should be.
+        folder: PathBuf,
+    },
+    /// The folder holds latents that were made otherwise.
+    #[error(
+        "{}: holds latents that were made otherwise ({}); choose another --run, or remove this folder to encode anew",
+        folder.display(), differences.join(", ")
+    )]
+    MadeOtherwise {
+        /// The folder of latents.
+        folder: PathBuf,
+        /// The parts that differ.
+        differences: Vec<String>,
+    },
     /// Weights could not be loaded.
     #[error(transparent)]
     Weights(#[from] nn::Error),
     /// Shards, an index or a lock.
     #[error(transparent)]
     Shards(#[from] shards::Error),
+    /// The handlers of SIGINT and SIGTERM could not be set.
+    #[error("signal handlers: {source}")]
+    Signals {
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// Torch refused an operation.
     #[error("torch: {0}")]
     Torch(#[from] tch::TchError),
 }
 
 impl Error {
+    /// Whether the input or the recipe is at fault, and not the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Error::Invalid { .. }
+            | Error::Tokenizer { .. }
+            | Error::Sample { .. }
+            | Error::NotCurated { .. }
+            | Error::MadeOtherwise { .. } => true,
+            Error::Io { source, .. } | Error::Weights(nn::Error::Io { source, .. }) => {
+                source.kind() == std::io::ErrorKind::NotFound
+            }
+            Error::Weights(error) => !matches!(error, nn::Error::Torch { .. } | nn::Error::Save(_)),
+            Error::Shards(error) => !matches!(error, shards::Error::Io { .. } | shards::Error::Locked { .. }),
+            Error::Signals { .. } | Error::Torch(_) => false,
+        }
+    }
+
     pub(crate) fn invalid(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::Invalid { path: path.into(), reason: reason.into() }
     }

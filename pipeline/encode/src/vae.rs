@@ -88,6 +88,11 @@ impl AutoencoderKl {
         &self.config
     }
 
+    /// The dtype that it computes in.
+    pub fn kind(&self) -> Kind {
+        self.encoder.conv_in.weight.kind()
+    }
+
     /// Encodes `[B, 3, H, W]` in [-1, 1]. Sides have to be multiples of the factor.
     pub fn encode(&self, images: &Tensor) -> Posterior {
         let moments = self.by_slices(images, |x| {

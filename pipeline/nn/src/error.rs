@@ -75,6 +75,14 @@ pub enum Error {
         /// What torch says.
         source: tch::TchError,
     },
+    /// A device that is not there, or is not one.
+    #[error("device `{name}`: {reason}")]
+    Device {
+        /// As it was asked for.
+        name: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// A file could not be published.
     #[error(transparent)]
     Save(#[from] shards::Error),

@@ -96,10 +96,11 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens a single file, or all the files that a `*.index.json` names.
-pub(crate) fn open_all(path: &Path) -> Result<Vec<MappedFile>, Error> {
+/// Opens a single file, or all the files that a `*.index.json` names. The paths are all that was read.
+pub(crate) fn open_all(path: &Path) -> Result<(Vec<PathBuf>, Vec<MappedFile>), Error> {
+    let mut paths = vec![path.to_owned()];
     if path.extension().is_none_or(|extension| extension != "json") {
-        return Ok(vec![MappedFile::open(path)?]);
+        return Ok((paths, vec![MappedFile::open(path)?]));
     }
     let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let wrong = |reason: String| Error::Index { path: path.to_owned(), reason };
@@ -115,7 +116,9 @@ pub(crate) fn open_all(path: &Path) -> Result<Vec<MappedFile>, Error> {
         if PathBuf::from(file).file_name().is_none_or(|name| name != file) {
             return Err(wrong(format!("`{file}` is not the name of a file beside the index")));
         }
-        let mapped = MappedFile::open(&folder.join(file))?;
+        let shard = folder.join(file);
+        let mapped = MappedFile::open(&shard)?;
+        paths.push(shard);
         let mut held = mapped.names();
         held.sort_unstable();
         if let Some(absent) = tensors.iter().find(|&&t| held.binary_search_by(|h| h.as_str().cmp(t)).is_err()) {
@@ -126,5 +129,5 @@ pub(crate) fn open_all(path: &Path) -> Result<Vec<MappedFile>, Error> {
         }
         files.push(mapped);
     }
-    Ok(files)
+    Ok((paths, files))
 }

@@ -32,7 +32,7 @@ impl Init {
 
     /// Draws a float tensor on the CPU. The values are a function of the seed and the tensor's name alone: neither the
     /// order in which a network is built, nor the device or dtype it goes to, nor torch's generators change them.
-    pub(crate) fn draw(self, seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    pub fn draw(self, seed: u64, name: &str, shape: &[i64]) -> Tensor {
         let count: usize = shape.iter().map(|&side| side as usize).product();
         let mut uniform = UniformStream(ChaCha8Rng::seed_from_u64(seed ^ fnv1a(name)));
         let values: Vec<f32> = match self {

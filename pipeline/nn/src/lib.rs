@@ -31,6 +31,7 @@
 #![deny(unsafe_code)]
 
 mod attention;
+mod device;
 mod embeddings;
 mod error;
 mod file;
@@ -43,6 +44,7 @@ mod scope;
 mod weights;
 
 pub use attention::{Masking, attention};
+pub use device::parse_device;
 pub use embeddings::{TimestepEmbedding, timestep_embedding};
 pub use error::{Error, Mismatch, Misshapen};
 pub use init::Init;

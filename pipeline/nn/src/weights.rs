@@ -1,7 +1,7 @@
 //! Where a network's tensors come from.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +23,7 @@ pub struct Weights {
 
 enum Source {
     /// Tensors of mapped files: the network's name -> the file and its own name for the tensor.
-    Files { files: Vec<MappedFile>, names: BTreeMap<String, (usize, String)> },
+    Files { paths: Vec<PathBuf>, files: Vec<MappedFile>, names: BTreeMap<String, (usize, String)> },
     /// Tensors that are in memory already.
     Memory(BTreeMap<String, Tensor>),
     /// Fresh values.
@@ -46,7 +46,7 @@ impl Weights {
     /// Maps a safetensors file, or the files that a `*.safetensors.index.json` names.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let origin = path.display().to_string();
-        let files = open_all(path)?;
+        let (paths, files) = open_all(path)?;
         let mut names = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -55,7 +55,7 @@ impl Weights {
                 }
             }
         }
-        Ok(Self::new(origin, Source::Files { files, names }))
+        Ok(Self::new(origin, Source::Files { paths, files, names }))
     }
 
     /// Opens the weights of one folder of a diffusers model. `stem` is `diffusion_pytorch_model` for a UNet or a VAE
@@ -118,6 +118,14 @@ impl Weights {
         self.device
     }
 
+    /// The files that the tensors lie in, with the index of a sharded set; none for other sources.
+    pub fn files(&self) -> &[PathBuf] {
+        match &self.source {
+            Source::Files { paths, .. } => paths,
+            Source::Memory(_) | Source::Seeded(_) | Source::Shapes => &[],
+        }
+    }
+
     /// The names of the tensors at hand, in order; none for a seed or for shapes.
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
@@ -155,7 +163,9 @@ impl Weights {
             Ok(new)
         }
         self.source = match self.source {
-            Source::Files { files, names } => Source::Files { files, names: renamed(&self.origin, names, name)? },
+            Source::Files { paths, files, names } => {
+                Source::Files { paths, files, names: renamed(&self.origin, names, name)? }
+            }
             Source::Memory(tensors) => Source::Memory(renamed(&self.origin, tensors, name)?),
             fresh @ (Source::Seeded(_) | Source::Shapes) => fresh,
         };
@@ -166,7 +176,7 @@ impl Weights {
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let absent = || Error::NoTensor { origin: self.origin.clone(), tensor: name.to_owned() };
         match &self.source {
-            Source::Files { files, names } => {
+            Source::Files { files, names, .. } => {
                 let (file, stored_name) = names.get(name).ok_or_else(absent)?;
                 files[*file].read(stored_name, (self.kind, self.device)).map_err(|error| match error {
                     ReadError::Absent => absent(),
@@ -234,7 +244,7 @@ impl Weights {
             Source::Seeded(seed) => {
                 return init.draw(*seed, name, shape).to_device(self.device).to_kind(self.kind);
             }
-            Source::Files { files, names } => {
+            Source::Files { files, names, .. } => {
                 names.get(name).and_then(|(file, stored_name)| files[*file].shape(stored_name))
             }
             Source::Memory(tensors) => tensors.get(name).map(Tensor::size),
