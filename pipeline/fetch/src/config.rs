@@ -51,8 +51,8 @@ pub struct Timeouts {
 /// Limits on bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteLimits {
-    /// Most bytes of a body, as sent and again after decompression. A transfer is dropped at
-    /// most 64 KiB past it.
+    /// Most bytes of a body, as sent and again once content codings are undone. No more than that
+    /// is kept, and a transfer is dropped at the first read past it (a read is at most 408 KiB).
     pub max_body: u64,
     /// Slowest body, in bytes a second, judged over `speed_window`; 0 for none.
     pub min_speed: u64,

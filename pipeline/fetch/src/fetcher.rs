@@ -393,11 +393,7 @@ fn class_of_send_error(error: &reqwest::Error) -> FailureClass {
             ResolveError::Blocked(_) => FailureClass::BlockedIp,
         };
     }
-    let is_tls = |cause: &(dyn Error + 'static)| {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
-    };
-    if causes(error).any(is_tls) {
+    if causes(error).any(|cause| cause.is::<rustls::Error>()) {
         FailureClass::Tls
     } else if error.is_connect() && error.is_timeout() {
         FailureClass::ConnectTimeout
@@ -425,8 +421,13 @@ fn is_cut_off(cause: &(dyn Error + 'static)) -> bool {
         || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
 }
 
+/// An error and what caused it, down to the first cause. `io::Error` names as its source not what
+/// it wraps but the source of that.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
+    std::iter::successors(Some(error), |&error| match error.downcast_ref::<io::Error>().map(io::Error::get_ref) {
+        Some(Some(wrapped)) => Some(wrapped),
+        _ => error.source(),
+    })
 }
 
 fn root_cause(error: &(dyn Error + 'static)) -> String {

@@ -1,0 +1,183 @@
+//! Many requests at once, and the network as a whole.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fetch::FailureClass::{ConnectTimeout, DnsUnavailable};
+use fetch::{BreakerPolicy, ConfigError, FailureClass, FetchConfig, Fetcher, Lookup};
+use futures::future::{BoxFuture, join_all};
+use tokio::io::AsyncWriteExt;
+
+use crate::server::{Server, ok};
+use crate::{Names, config};
+
+/// How many requests a server is at, and was at the most.
+#[derive(Debug, Default)]
+struct InFlight {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// A server that takes 30 ms for each answer.
+async fn unhurried() -> (Server, Arc<InFlight>) {
+    let in_flight = Arc::new(InFlight::default());
+    let counted = in_flight.clone();
+    let server = Server::start(move |_, _, mut stream| {
+        let counted = counted.clone();
+        async move {
+            let now = counted.now.fetch_add(1, Ordering::SeqCst) + 1;
+            counted.most.fetch_max(now, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            counted.now.fetch_sub(1, Ordering::SeqCst);
+            let _ = stream.write_all(&ok(b"image")).await;
+        }
+    })
+    .await;
+    (server, in_flight)
+}
+
+#[tokio::test]
+async fn no_host_sees_more_requests_at_once_than_allowed() {
+    let (server, in_flight) = unhurried().await;
+    let fetcher = Fetcher::new(FetchConfig { per_host: 3, concurrency: 64, ..config() }).unwrap();
+    let urls: Vec<_> = (0..30).map(|i| server.url(&format!("/{i}"))).collect();
+    let all = join_all(urls.iter().map(|url| fetcher.get(url))).await;
+    assert!(all.into_iter().all(|one| one.unwrap().is_ok()));
+    assert_eq!(in_flight.most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn no_more_requests_are_in_flight_than_allowed() {
+    let (server, in_flight) = unhurried().await;
+    let names = ["a.example", "b.example", "c.example", "d.example"];
+    let lookup = Names::new(names.map(|name| (name, vec![vec![[127, 0, 0, 1]]])));
+    let fetcher = Fetcher::with_lookup(FetchConfig { per_host: 8, concurrency: 5, ..config() }, lookup).unwrap();
+    let urls: Vec<_> = (0..40).map(|i| format!("http://{}:{}/{i}", names[i % 4], server.port())).collect();
+    let all = join_all(urls.iter().map(|url| fetcher.get(url))).await;
+    assert!(all.into_iter().all(|one| one.unwrap().is_ok()));
+    assert_eq!(in_flight.most.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_once_for_all_that_need_it() {
+    let (server, _) = unhurried().await;
+    let names = Names::new([("a.example", vec![vec![[127, 0, 0, 1]]])]);
+    let fetcher = Fetcher::with_lookup(FetchConfig { per_host: 20, ..config() }, names.clone()).unwrap();
+    let urls: Vec<_> = (0..20).map(|i| format!("http://a.example:{}/{i}", server.port())).collect();
+    let all = join_all(urls.iter().map(|url| fetcher.get(url))).await;
+    assert!(all.into_iter().all(|one| one.unwrap().is_ok()));
+    assert_eq!(names.lookups(), 1);
+}
+
+/// A name server that can be switched off.
+#[derive(Debug)]
+struct Switchable(AtomicBool);
+
+impl Lookup for Switchable {
+    fn lookup(&self, _: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        let up = self.0.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if up {
+                Ok(vec![[127, 0, 0, 1].into()])
+            } else {
+                Err(io::Error::other("Temporary failure in name resolution"))
+            }
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_dead_name_server_stops_the_run_and_marks_few() {
+    let (server, _) = unhurried().await;
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names.clone()).unwrap();
+    let url = |i: usize| format!("http://h{i}.example:{}/", server.port());
+    for i in 0..20 {
+        assert!(fetcher.get(&url(i)).await.unwrap().is_ok());
+    }
+    names.0.store(false, Ordering::SeqCst);
+    let mut failed = 0;
+    let outage = loop {
+        match fetcher.get(&url(100 + failed)).await {
+            Ok(outcome) => assert_eq!(outcome.unwrap_err().class, DnsUnavailable),
+            Err(outage) => break outage,
+        }
+        failed += 1;
+        assert!(failed < 10, "{failed} URLs were marked");
+    };
+    assert_eq!((outage.what, outage.failures), ("name resolutions", 10));
+    names.0.store(true, Ordering::SeqCst);
+    assert_eq!(fetcher.get(&url(0)).await, Err(outage), "until another run");
+}
+
+#[tokio::test]
+async fn refused_connections_everywhere_are_an_outage_but_not_on_one_host() {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    for i in 0..30 {
+        let outcome = fetcher.get(&format!("http://one.example:{port}/{i}")).await;
+        assert_eq!(outcome.unwrap().unwrap_err().class, FailureClass::Connect);
+    }
+    let mut outage = None;
+    for i in 0..10 {
+        outage = outage.or(fetcher.get(&format!("http://h{i}.example:{port}/")).await.err());
+    }
+    assert_eq!(outage.map(|outage| outage.what), Some("connections"));
+}
+
+/// A name server that never answers.
+#[derive(Debug)]
+struct Silent;
+
+impl Lookup for Silent {
+    fn lookup(&self, _: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_silent_name_server_is_a_connect_timeout() {
+    let fetcher = Fetcher::with_lookup(config(), Arc::new(Silent)).unwrap();
+    let failure = fetcher.get("http://a.example/").await.unwrap().unwrap_err();
+    assert_eq!(failure.class, ConnectTimeout, "{failure}");
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_refused() {
+    for (change, field) in [
+        ((|c| c.concurrency = 0) as fn(&mut FetchConfig), "concurrency"),
+        (|c| c.per_host = 0, "per_host"),
+        (|c| c.retry.attempts = 0, "retry.attempts"),
+        (|c| c.timeouts.total = Duration::ZERO, "timeouts.total"),
+    ] {
+        let mut config = config();
+        change(&mut config);
+        assert!(matches!(Fetcher::new(config), Err(ConfigError::Zero(name)) if name == field), "{field}");
+    }
+    for agent in ["", " leading", "two\nlines", "(only a comment)", "caf\u{e9}/1"] {
+        let config = FetchConfig { user_agent: agent.into(), ..config() };
+        assert!(matches!(Fetcher::new(config), Err(ConfigError::UserAgent(_))), "{agent:?}");
+    }
+    for entry in ["127.0.0.1", "localhost:80", "127.0.0.1:0", "127.0.0.1:99999", "::1:80", "*:80", "10.0.0.0/8:80"] {
+        assert!(matches!(fetch::AllowList::parse(&[entry]), Err(ConfigError::Allow(_))), "{entry}");
+    }
+}
+
+#[test]
+fn the_names_of_failure_classes_are_those_that_serde_writes() {
+    for class in FailureClass::ALL {
+        assert_eq!(serde_json::to_string(&class).unwrap(), format!("\"{}\"", class.name()));
+    }
+    let mut names = FailureClass::ALL.map(FailureClass::name);
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+}
