@@ -1,0 +1,73 @@
+//! Trains the demo's base model from nothing.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use trainer::Error;
+use trainer::pretrain::{Goal, PretrainRecipe, pretrain};
+
+/// Trains the demo's base model from nothing: autoencoder, text encoders and UNet. Goes on where it stopped.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The manifest's folder, with pretrain.toml and the model's configurations.
+    #[arg(long, value_name = "DIR", default_value = "manifests/demo")]
+    manifest: PathBuf,
+    /// Checkpoints and metrics [default: pretrain-demo in STEPDOWN_CACHE or ~/.cache/stepdown]
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Threads for torch
+    #[arg(long, default_value_t = 1)]
+    threads: i32,
+    /// Train nothing: export the checkpoints as they are
+    #[arg(long)]
+    export_only: bool,
+    /// Print the recipe as it is understood, and stop
+    #[arg(long)]
+    show_recipe: bool,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pretrain: {error:#}");
+            error.downcast_ref::<Error>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let recipe = PretrainRecipe::read(&arguments.manifest.join("pretrain.toml"))?;
+    if arguments.show_recipe {
+        println!("{}", toml::to_string_pretty(&recipe)?);
+        return Ok(());
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("listening for signals")?;
+    }
+    tch::set_num_threads(arguments.threads);
+    let model = arguments.manifest.join(&recipe.model);
+    let work = arguments.work.map_or_else(default_work, Ok)?;
+    let goal = if arguments.export_only { Goal::ExportCheckpoints } else { Goal::Train };
+    let exported = pretrain(&recipe, &model, &work, goal, interrupted)?;
+    println!("{}", serde_json::to_string(&exported)?);
+    Ok(())
+}
+
+fn default_work() -> Result<PathBuf> {
+    let cache = std::env::var_os("STEPDOWN_CACHE").map(PathBuf::from).or_else(|| {
+        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/stepdown"))
+    });
+    Ok(cache.context("neither STEPDOWN_CACHE nor HOME is set: name a folder with --work")?.join("pretrain-demo"))
+}

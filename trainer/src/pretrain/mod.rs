@@ -1,0 +1,152 @@
+//! How the demo's base model is made: an autoencoder, text encoders and a UNet, trained from nothing on scenes that
+//! are drawn as they are needed.
+//!
+//! ```text
+//! vae    windows of scenes                      -> autoencoder
+//! pool   scenes -> autoencoder                  -> latents of variance one
+//! text   captions -> the probe's questions      -> text encoders
+//! unet   latents and captions                   -> UNet and text encoders
+//! export running means of all weights, in fp16  -> the model's folder
+//! ```
+//!
+//! Each phase goes on from its last checkpoint, and gives the same weights whether it was interrupted or not.
+
+mod denoiser;
+mod desk;
+mod latents;
+mod pictures;
+mod recipe;
+mod text;
+mod vae;
+
+pub use pictures::pictures;
+pub use recipe::PretrainRecipe;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use encode::VaeConfig;
+use nn::Params;
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use self::denoiser::Denoiser;
+use self::desk::Desk;
+use self::latents::Pool;
+use self::text::TextEncoders;
+use self::vae::VaePhase;
+use crate::optimizer::Optimizer;
+use crate::Result;
+
+/// Streams of random numbers that never meet.
+#[derive(Clone, Copy, Debug)]
+enum Stream {
+    Vae = 100,
+    Pool,
+    Text,
+    Captions,
+    UNet,
+}
+
+/// How far to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Train what is left and export it.
+    Train,
+    /// Export the checkpoints as they are.
+    ExportCheckpoints,
+}
+
+/// What was exported.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Exported {
+    /// Updates of the autoencoder.
+    pub vae_updates: u64,
+    /// Updates of the UNet.
+    pub unet_updates: u64,
+    /// What the autoencoder's latents are multiplied by.
+    pub scaling_factor: f64,
+}
+
+/// Pretrains the model of `recipe`, whose folder is `model`, with checkpoints in `work`.
+pub fn pretrain(
+    recipe: &PretrainRecipe,
+    model: &Path,
+    work: &Path,
+    goal: Goal,
+    interrupted: Arc<AtomicBool>,
+) -> Result<Exported> {
+    let minutes = Duration::from_secs_f64(60.0 * recipe.checkpoint_minutes);
+    let desk = Desk::new(work, minutes, interrupted)?;
+    let train = goal == Goal::Train;
+
+    let vae_config = VaeConfig::read(&model.join("vae"))?;
+    desk.pin("vae", &json!({ "seed": recipe.seed, "resolution": recipe.resolution, "config": vae_config }))?;
+    let mut vae = VaePhase::new(recipe, &VaeConfig { scaling_factor: 1.0, ..vae_config })?;
+    if train {
+        vae.train(&desk)?;
+    }
+    let (vae, vae_params, vae_updates) = vae.finish(&desk)?;
+    let pool = Pool::open(&desk, recipe, &vae, vae_updates)?;
+
+    let text = TextEncoders::new(model, recipe.seed)?;
+    if train {
+        text.train(recipe, &desk)?;
+    }
+    desk.pin("unet", &json!({ "seed": recipe.seed, "latents": recipe.latents, "vae_updates": vae_updates }))?;
+    let mut denoiser = Denoiser::new(recipe, model, text)?;
+    if train {
+        denoiser.train(&desk, &pool)?;
+    }
+    let (unet_params, text, unet_updates) = denoiser.finish(&desk)?;
+
+    export(&vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
+    export(&text.params, &model.join("text_encoder/model.safetensors"))?;
+    export(&text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
+    export(&unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
+    set_scaling_factor(&model.join("vae/config.json"), pool.scaling_factor)?;
+    Ok(Exported { vae_updates, unet_updates, scaling_factor: pool.scaling_factor })
+}
+
+/// Writes the weights in fp16.
+fn export(params: &Params, path: &Path) -> Result<()> {
+    let half: Vec<(&str, Tensor)> = params.iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Half))).collect();
+    Ok(nn::save(path, half.iter().map(|(name, tensor)| (*name, tensor)), &[])?)
+}
+
+/// Changes one number of a configuration and nothing else.
+fn set_scaling_factor(path: &Path, factor: f64) -> Result<()> {
+    let mut config: Value = shards::atomic::read_json(path)?;
+    config["scaling_factor"] = json!(factor);
+    Ok(shards::atomic::write_json(path, &config)?)
+}
+
+/// Several networks' parameters under one roof, each name behind its network's.
+fn joined<const N: usize>(parts: [(&str, &Params); N]) -> Params {
+    let mut all = Params::default();
+    for (part, params) in parts {
+        for (name, tensor) in params.iter() {
+            all.push(format!("{part}.{name}"), tensor.shallow_clone());
+        }
+    }
+    all
+}
+
+/// Gives the networks the running means of their weights.
+fn average(params: &Params, optimizer: &Optimizer) {
+    let _no_grad = tch::no_grad_guard();
+    for (name, mean) in optimizer.means().expect("pretraining keeps means") {
+        let mut weight = params.get(&name).expect("the optimizer trains these parameters").shallow_clone();
+        weight.copy_(&mean);
+    }
+}
+
+/// Makes torch's next random numbers a function of seed, stream and step.
+fn reseed(seed: u64, stream: Stream, step: u64) {
+    let mixed = [seed, stream as u64, step]
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, word| (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(29));
+    tch::manual_seed(mixed as i64);
+}
