@@ -1,5 +1,7 @@
 //! `scheduler_config.json`, as diffusers writes it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
@@ -63,6 +65,16 @@ pub enum TimestepSpacing {
     Trailing,
 }
 
+impl fmt::Display for TimestepSpacing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Leading => "leading",
+            Self::Linspace => "linspace",
+            Self::Trailing => "trailing",
+        })
+    }
+}
+
 /// The sampler, with the settings that it alone reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Algorithm {
@@ -86,6 +98,17 @@ pub enum Algorithm {
         /// The range that clean estimates are clipped to.
         clip: Option<f64>,
     },
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Euler => "Euler",
+            Self::EulerAncestral => "Euler a",
+            Self::Ddim { .. } => "DDIM",
+            Self::Lcm { .. } => "LCM",
+        })
+    }
 }
 
 /// A validated scheduler configuration.

@@ -1,0 +1,158 @@
+//! LoRA files as users have them: kohya's `lora_unet_*` names and diffusers' or peft's dotted ones, alpha honoured.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use nn::{Adapters, Lora, Params, Weights};
+use tch::Tensor;
+
+use crate::{Error, Result};
+
+/// The low-rank branches of one or more files, by the UNet's module paths.
+#[derive(Debug, Default)]
+pub struct LoraStack {
+    branches: BTreeMap<String, Vec<Lora>>,
+}
+
+/// One part of one adapter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Down,
+    Up,
+    Alpha,
+}
+
+/// How the parts' names end.
+const ENDINGS: [(&str, Part); 7] = [
+    (".lora_down.weight", Part::Down),
+    (".lora_up.weight", Part::Up),
+    (".lora_A.weight", Part::Down),
+    (".lora_B.weight", Part::Up),
+    (".lora.down.weight", Part::Down),
+    (".lora.up.weight", Part::Up),
+    (".alpha", Part::Alpha),
+];
+
+impl LoraStack {
+    /// Adds a file's branches at a strength. `unet` are the parameters of the UNet that they are for; its values are
+    /// not looked at. Tensors that match no module, and modules that lack a half, are listed in the error.
+    pub fn add(&mut self, file: &Path, strength: f64, unet: &Params) -> Result<()> {
+        let wrong = |reason: String| Error::Document { path: file.to_owned(), reason };
+        let weights = Weights::open(file)?;
+        let modules = Modules::new(unet);
+        let mut found: BTreeMap<String, BTreeMap<Part, &str>> = BTreeMap::new();
+        let mut unmatched = Vec::new();
+        for name in weights.names() {
+            let place = ENDINGS.iter().find_map(|&(ending, part)| Some((name.strip_suffix(ending)?, part)));
+            match place.and_then(|(module, part)| Some((modules.path(module)?, part))) {
+                Some((path, part)) => {
+                    if let Some(other) = found.entry(path.to_owned()).or_default().insert(part, name) {
+                        return Err(wrong(format!("`{other}` and `{name}` are the same part of one module")));
+                    }
+                }
+                None => unmatched.push(name),
+            }
+        }
+        if !unmatched.is_empty() {
+            return Err(wrong(format!(
+                "{} of its tensors match no module of the UNet{}",
+                unmatched.len(),
+                list(&unmatched)
+            )));
+        }
+        if found.is_empty() {
+            return Err(wrong("holds no adapter".to_owned()));
+        }
+        let halves = |parts: &BTreeMap<Part, &str>| [Part::Down, Part::Up].iter().all(|part| parts.contains_key(part));
+        let incomplete: Vec<&str> =
+            found.iter().filter(|(_, parts)| !halves(parts)).map(|(path, _)| path.as_str()).collect();
+        if !incomplete.is_empty() {
+            return Err(wrong(format!("{} modules lack one half{}", incomplete.len(), list(&incomplete))));
+        }
+        for (path, parts) in found {
+            let down = weights.tensor(parts[&Part::Down])?;
+            let up = weights.tensor(parts[&Part::Up])?;
+            let rank = down.size().first().copied().unwrap_or(0);
+            let alpha = match parts.get(&Part::Alpha) {
+                Some(name) => scalar(&weights.tensor(name)?).ok_or_else(|| wrong(format!("`{name}` is no number")))?,
+                None => rank as f64,
+            };
+            let (down, up) = modules.shaped(&path, rank, down, up);
+            self.branches.entry(path).or_default().push(Lora { down, up, scale: strength * alpha / rank as f64 });
+        }
+        Ok(())
+    }
+
+    /// One branch for each module. Several files on one module are one branch of their ranks' sum.
+    pub fn into_adapters(self) -> Adapters {
+        let merge = |mut branches: Vec<Lora>| {
+            if branches.len() == 1 {
+                return branches.remove(0);
+            }
+            let downs: Vec<&Tensor> = branches.iter().map(|branch| &branch.down).collect();
+            let ups: Vec<Tensor> = branches.iter().map(|branch| &branch.up * branch.scale).collect();
+            Lora { down: Tensor::cat(&downs, 0), up: Tensor::cat(&ups, 1), scale: 1.0 }
+        };
+        Adapters::Given(self.branches.into_iter().map(|(path, branches)| (path, merge(branches))).collect())
+    }
+
+    /// Whether no file was added.
+    pub fn is_empty(&self) -> bool {
+        self.branches.is_empty()
+    }
+}
+
+/// The modules of a UNet that can carry an adapter.
+struct Modules {
+    /// Path -> the shape of the weight.
+    shapes: BTreeMap<String, Vec<i64>>,
+    /// kohya's name, dots written as underscores -> path.
+    underscored: BTreeMap<String, String>,
+}
+
+impl Modules {
+    fn new(unet: &Params) -> Self {
+        let shapes: BTreeMap<String, Vec<i64>> = unet
+            .iter()
+            .filter(|(_, tensor)| tensor.dim() >= 2)
+            .filter_map(|(name, tensor)| Some((name.strip_suffix(".weight")?.to_owned(), tensor.size())))
+            .collect();
+        let underscored = shapes.keys().map(|path| (path.replace('.', "_"), path.clone())).collect();
+        Self { shapes, underscored }
+    }
+
+    /// The path of the module that a file calls `name`.
+    fn path(&self, name: &str) -> Option<&str> {
+        if let Some(name) = name.strip_prefix("lora_unet_") {
+            return self.underscored.get(name).map(String::as_str);
+        }
+        let name = name.strip_prefix("unet.").unwrap_or(name);
+        self.shapes.get_key_value(name).map(|(path, _)| path.as_str())
+    }
+
+    /// Both halves in the dimensions of their module: files write a linear layer's as those of a 1x1 convolution or the
+    /// other way round. What cannot be reshaped stays, to be refused with its name and shape.
+    fn shaped(&self, path: &str, rank: i64, down: Tensor, up: Tensor) -> (Tensor, Tensor) {
+        let (outputs, inputs) = self.shapes[path].split_at(1);
+        let point = vec![1; inputs.len() - 1];
+        let fit = |tensor: Tensor, shape: Vec<i64>| {
+            if tensor.numel() as i64 == shape.iter().product::<i64>() { tensor.reshape(shape) } else { tensor }
+        };
+        (fit(down, [&[rank], inputs].concat()), fit(up, [outputs, &[rank], &point].concat()))
+    }
+}
+
+fn scalar(tensor: &Tensor) -> Option<f64> {
+    (tensor.numel() == 1).then(|| tensor.reshape([1]).double_value(&[0]))
+}
+
+/// The first few names, for a message.
+fn list(names: &[&str]) -> String {
+    const SPELT_OUT: usize = 16;
+    let shown: BTreeSet<&&str> = names.iter().take(SPELT_OUT).collect();
+    let mut text: String = shown.iter().map(|name| format!("\n    {name}")).collect();
+    if names.len() > SPELT_OUT {
+        text += &format!("\n    and {} more", names.len() - SPELT_OUT);
+    }
+    text
+}
