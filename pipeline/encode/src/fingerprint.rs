@@ -13,8 +13,14 @@ use crate::{Error, Result};
 /// Goes up whenever the same inputs would become other latents.
 const TRANSFORM_VERSION: u32 = 1;
 
-/// The parts: `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2`, `transform`, `curated`.
+/// The parts of [`model_fingerprint`], and `curated`.
 pub fn fingerprint(manifest: &ModelManifest, curated_index: &Path) -> Result<Fingerprint> {
+    Ok(model_fingerprint(manifest)?.with("curated", ContentHash::of_file(curated_index)?))
+}
+
+/// What a model and its recipe contribute, for those who read latents: `vae`, `text_encoder`, `text_encoder_2`,
+/// `tokenizer`, `tokenizer_2`, `transform`.
+pub fn model_fingerprint(manifest: &ModelManifest) -> Result<Fingerprint> {
     /// What is done to an image and a caption besides the networks.
     #[derive(Serialize)]
     struct Transform<'a> {
@@ -48,8 +54,7 @@ pub fn fingerprint(manifest: &ModelManifest, curated_index: &Path) -> Result<Fin
         .with("text_encoder_2", network(&base.join("text_encoder_2"), "model")?)
         .with("tokenizer", tokenizer(&base.join("tokenizer"))?)
         .with("tokenizer_2", tokenizer(&base.join("tokenizer_2"))?)
-        .with("transform", ContentHash::of(&transform))
-        .with("curated", ContentHash::of_file(curated_index)?))
+        .with("transform", ContentHash::of(&transform)))
 }
 
 /// The config and the files of weights that would be loaded.

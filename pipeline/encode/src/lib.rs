@@ -18,6 +18,7 @@ pub mod vae;
 pub use clip::{ClipTextModel, ClipTextModelWithProjection, TextStates};
 pub use config::{ClipTextConfig, VaeConfig};
 pub use error::{Error, Result};
+pub use fingerprint::model_fingerprint;
 pub use manifest::ModelManifest;
 pub use prompt::{PromptEmbeddings, TextEncoders, TokenizedCaption, Tokenizers};
 pub use run::{Outcome, Work, encode_latents};
