@@ -1,0 +1,97 @@
+//! `distill`: one stage of distillation, or all of them.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::EnvFilter;
+use trainer::distill::{Done, DumpStep, World, run_stage};
+use trainer::recipe::Stage;
+use trainer::{Error, Result};
+
+/// Distils a model of many steps into one of few, by the stages of a manifest.
+///
+/// Reads RUN/latents and the teacher, writes RUN/stages/NAME. A run that was stopped goes on where it stopped, bit for
+/// bit; one that is done does nothing. Exit codes: 0 done, 1 failed, 2 the input or the recipe is wrong, 130
+/// interrupted and resumable.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder with model.toml and stages/.
+    #[arg(long)]
+    manifest: PathBuf,
+    /// Folder of the run.
+    #[arg(long)]
+    run: PathBuf,
+    /// A stage by the name of its recipe, or all, each after its teacher.
+    #[arg(long)]
+    stage: String,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Print the stage's recipe as it will be followed, and stop.
+    #[arg(long)]
+    show_recipe: bool,
+    /// Write all that enters and leaves iteration N (from 1) to a safetensors file.
+    #[arg(long, num_args = 2, value_names = ["N", "FILE"], conflicts_with = "show_recipe")]
+    dump_step: Option<Vec<String>>,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("distill: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    torch_shim::start_cuda();
+    let flow = trainer::distill::manifest_flow(&arguments.manifest, &arguments.run)?;
+    let folder = arguments.manifest.join("stages");
+    let stages = match arguments.stage.as_str() {
+        "all" => Stage::load_all(&folder, &flow)?,
+        name => vec![Stage::load(&folder, name, &flow)?],
+    };
+    if arguments.show_recipe {
+        for stage in &stages {
+            println!("{}", serde_json::to_string_pretty(stage).expect("a recipe has a JSON form"));
+        }
+        return Ok(());
+    }
+    let dump = arguments.dump_step.as_deref().map(parse_dump).transpose()?;
+    let device = nn::parse_device(&arguments.device)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|source| Error::Io { action: "watch for signals in", path: "this process".into(), source })?;
+    }
+    let world = World::open(&arguments.manifest, &arguments.run, device)?;
+    for stage in &stages {
+        match run_stage(&world, stage, dump.as_ref(), &stop)? {
+            Done::Now => println!("stage {} is exported", stage.name),
+            Done::Before => println!("stage {} was done before", stage.name),
+        }
+    }
+    Ok(())
+}
+
+fn parse_dump(values: &[String]) -> Result<DumpStep> {
+    let [iteration, file] = values else { unreachable!("clap asks for two values") };
+    let file = PathBuf::from(file);
+    match iteration.parse() {
+        Ok(iteration) => Ok(DumpStep { iteration, file }),
+        Err(_) => {
+            let reason = format!("--dump-step: {iteration:?} is not the number of an iteration");
+            Err(Error::Document { path: file, reason })
+        }
+    }
+}

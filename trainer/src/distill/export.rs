@@ -1,0 +1,172 @@
+//! What a finished stage publishes.
+//!
+//! ```text
+//! export/  model_index.json  unet/  scheduler/            a diffusers folder; the rest is the base model's
+//!          sdxl_lightning_Nstep_unet.safetensors          the UNet alone, for hubs (the folder's file under its own name)
+//!          sdxl_lightning_Nstep_lora.safetensors          adapters alone, where some were trained
+//!          README.md                                      the model card
+//! ```
+//!
+//! `model_index.json` is written last: where it is, the export is whole.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use shards::atomic::{read_json, sync_folder_of, write_atomic, write_json};
+use tch::{Kind, Tensor};
+
+use super::metrics::{self, Metrics};
+use super::paths::StagePaths;
+use super::phase::Sources;
+use crate::model::UNET_STEM;
+use crate::recipe::Stage;
+use crate::schedulers::{PredictionType, SchedulerConfig};
+use crate::{Error, Result};
+
+/// Parts of a pipeline that distillation leaves as they are.
+const UNTOUCHED: [&str; 5] = ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"];
+const INDEX: &str = "model_index.json";
+
+/// Publishes a student's FP32 weights as FP16 with all that goes with them.
+pub(super) fn publish(
+    stage: &Stage,
+    sources: &Sources,
+    weights: &BTreeMap<String, Tensor>,
+    lineage: &Value,
+    paths: &StagePaths,
+) -> Result<()> {
+    let export = paths.export();
+    // An export that was cut short is begun anew.
+    if export.exists() {
+        fs::remove_dir_all(&export).map_err(Error::io("remove", &export))?;
+    }
+    for part in UNTOUCHED {
+        link_folder(&sources.base.path.join(part), &export.join(part))?;
+    }
+
+    let unet = export.join("unet");
+    let halves: Vec<(&str, Tensor)> =
+        weights.iter().map(|(name, tensor)| (name.as_str(), tensor.to_kind(Kind::Half))).collect();
+    let file = unet.join(format!("{UNET_STEM}.safetensors"));
+    nn::save(&file, halves.iter().map(|(name, tensor)| (*name, tensor)), &[])?;
+    write_atomic(unet.join("config.json"), sources.teacher.unet_json.as_bytes())?;
+    let prediction = if stage.predicts_data() { PredictionType::Sample } else { PredictionType::Epsilon };
+    let scheduler = SchedulerConfig::sdxl_trailing(prediction).to_json();
+    write_atomic(export.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
+
+    let name = |part: &str| export.join(format!("{}_{part}.safetensors", released_name(stage)));
+    link(&file, &name(if stage.predicts_data() { "unet_x0" } else { "unet" }))?;
+    if paths.adapters().is_file() {
+        link(&paths.adapters(), &name("lora"))?;
+    }
+    let recorded = metrics::read(&paths.metrics())?;
+    write_atomic(export.join("README.md"), card(stage, &recorded, lineage).as_bytes())?;
+    write_json(export.join("lineage.json"), lineage)?;
+    write_json(export.join(INDEX), &index(&sources.base.path)?)?;
+    Ok(())
+}
+
+/// As the released files are called: `sdxl_lightning_4step`.
+pub fn released_name(stage: &Stage) -> String {
+    format!("sdxl_lightning_{}step", stage.student_steps)
+}
+
+/// The base model's index, with the sampler that distilled models want.
+fn index(base: &Path) -> Result<Value> {
+    let mut index: Value = read_json(base.join(INDEX))?;
+    index["scheduler"] = json!(["diffusers", "EulerDiscreteScheduler"]);
+    Ok(index)
+}
+
+/// Where the model comes from, down to the curated rows.
+pub(super) fn lineage(stage: &Stage, sources: &Sources, latents: &Path, run: &Path) -> Result<Value> {
+    let of = |path: PathBuf| -> Result<Value> { if path.is_file() { Ok(read_json(path)?) } else { Ok(Value::Null) } };
+    let fingerprint = |index: Value| index.get("fingerprint").cloned().unwrap_or(Value::Null);
+    Ok(json!({
+        "stage": stage,
+        "base_unet": sources.base.hash()?,
+        "teacher_unet": sources.teacher.hash()?,
+        "teacher": of(sources.teacher.path.join("lineage.json"))?,
+        "latents": fingerprint(of(latents.join("index.json"))?),
+        "curated": fingerprint(of(run.join("curated/index.json"))?),
+    }))
+}
+
+/// The model card.
+fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
+    let steps = stage.student_steps;
+    let prediction = if stage.predicts_data() { "sample" } else { "epsilon" };
+    let released = released_name(stage);
+    let mut card = format!(
+        "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [sdxl, distillation, sdxl-lightning]\n---\n\
+         # {steps}-step model, stage {}\n\n\
+         Distilled from {} steps by stepdown, after SDXL-Lightning (arXiv 2402.13929).\n\n\
+         ```python\nfrom diffusers import StableDiffusionXLPipeline\n\n\
+         pipeline = StableDiffusionXLPipeline.from_pretrained(\"PATH/TO/THIS/FOLDER\")\n\
+         image = pipeline(\"a prompt\", num_inference_steps={steps}, guidance_scale=0).images[0]\n```\n\n\
+         Take exactly {steps} step{} with guidance 0: `EulerDiscreteScheduler`, `timestep_spacing=\"trailing\"`, \
+         `prediction_type=\"{prediction}\"`, as in `scheduler/`.\n\n\
+         | file | for |\n|---|---|\n| this folder | diffusers |\n| `{released}_unet*.safetensors` | the UNet alone |\n",
+        stage.name,
+        stage.teacher.steps,
+        if steps == 1 { "" } else { "s" },
+    );
+    if stage.lora.is_some() {
+        card += &format!("| `{released}_lora.safetensors` | any model of the same base |\n");
+    }
+    card += "\n## Training\n\n| phase | objective | trains | iterations | learning rate | last student loss |\n|---|---|---|---|---|---|\n";
+    for phase in &stage.phases {
+        let last = recorded.iter().rev().find(|metrics| metrics.phase == phase.name);
+        card += &format!(
+            "| {} | {} | {} | {} | {:e} | {} |\n",
+            phase.name,
+            json!(phase.objective)["kind"].as_str().unwrap_or_default(),
+            json!(phase.trains).as_str().unwrap_or_default(),
+            phase.iterations,
+            phase.learning_rate,
+            last.map_or_else(String::new, |metrics| format!("{:.5}", metrics.student_loss)),
+        );
+    }
+    card += &format!(
+        "\nBatch {}, seed {}. Recipe, data and teachers, down to the curated rows, by SHA-256: `lineage.json`.\n\n\
+         | input | SHA-256 |\n|---|---|\n| base UNet | `{}` |\n| teacher UNet | `{}` |\n",
+        stage.batch_size,
+        stage.seed,
+        lineage["base_unet"].as_str().unwrap_or_default(),
+        lineage["teacher_unet"].as_str().unwrap_or_default(),
+    );
+    card
+}
+
+fn link_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::io("create the folder", to))?;
+    for entry in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
+        let path = entry.map_err(Error::io("read the folder", from))?.path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            link_folder(&path, &target)?;
+        } else {
+            link(&path, &target)?;
+        }
+    }
+    sync_folder_of(to)?;
+    Ok(())
+}
+
+/// One file under two names; a copy where the file systems differ. Nothing in a run is ever changed in place.
+pub fn link(from: &Path, to: &Path) -> Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+    }
+    if to.exists() {
+        fs::remove_file(to).map_err(Error::io("remove", to))?;
+    }
+    // The file itself, not a link that it may be.
+    let from = from.canonicalize().map_err(Error::io("find", from))?;
+    match fs::hard_link(&from, to) {
+        Ok(()) => Ok(()),
+        Err(_) => fs::copy(&from, to).map(|_| ()).map_err(Error::io("copy to", to)),
+    }
+}

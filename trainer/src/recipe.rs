@@ -1,0 +1,636 @@
+//! A stage of distillation as a document: `stages/NAME.toml`, as written and as validated.
+//!
+//! [`Stage::parse`] refuses unknown keys, values out of range, and values that contradict each other; what it
+//! returns can be run as it stands. Nothing here touches torch.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::flow::{Flow, Timestep};
+
+/// What is wrong with a recipe, in words for its author.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RecipeError(String);
+
+fn refuse<T>(why: impl Into<String>) -> Result<T, RecipeError> {
+    Err(RecipeError(why.into()))
+}
+
+/// One stage: a student of few steps from a teacher of many.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stage {
+    /// The stage's name, `4to2`.
+    pub name: String,
+    /// The model that the student starts from and follows.
+    pub teacher: Teacher,
+    /// The model of the stage before, for phases that skip a level.
+    pub skip_teacher: Option<Teacher>,
+    /// Inference steps of the student.
+    pub student_steps: u32,
+    /// Where the student is trained; its own inference timesteps unless the recipe says more.
+    pub student_timesteps: Vec<Timestep>,
+    /// Samples in one update.
+    pub batch_size: usize,
+    /// Samples in one pass; their gradients are added up to the batch.
+    pub micro_batch_size: usize,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Weights and activations.
+    pub precision: Precision,
+    /// Recompute activations in the backward pass instead of keeping them.
+    pub checkpoint_activations: bool,
+    /// Keep master weights and moments in host memory.
+    pub offload_optimizer: bool,
+    /// The decay of a running mean of the student's weights, which is exported in place of the last ones.
+    pub ema_decay: Option<f64>,
+    /// Gradients longer than this are scaled down to it.
+    pub max_gradient_norm: Option<f64>,
+    /// The adapters of phases that train LoRA.
+    pub lora: Option<LoraRecipe>,
+    /// What is kept of the run, and how often.
+    pub record: Record,
+    /// When to give up.
+    pub guard: Guard,
+    /// What is done, in order.
+    pub phases: Vec<Phase>,
+}
+
+/// A model to learn from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// `base`, or the name of the stage whose export it is.
+    pub model: String,
+    /// Its inference steps.
+    pub steps: u32,
+}
+
+impl Teacher {
+    /// Whether it is the base model rather than a stage's export.
+    pub fn is_base(&self) -> bool {
+        self.model == "base"
+    }
+}
+
+/// The type of weights and activations; masters and moments are FP32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits with FP32's range.
+    Bf16,
+}
+
+/// The shape of low-rank adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraRecipe {
+    /// Inner width.
+    pub rank: i64,
+    /// The branch is scaled by alpha / rank.
+    pub alpha: f64,
+}
+
+/// What is kept of the run, and how often. Zero iterations mean never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Iterations between checkpoints; one is written at the end of each phase in any case.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Iterations between grids of samples; one is drawn at the end of each phase in any case.
+    pub samples_every: u64,
+    /// Images in each row of a grid.
+    pub samples: usize,
+    /// Iterations between histograms of logits in the TensorBoard events.
+    pub histograms_every: u64,
+}
+
+/// When a run gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    /// Updates with NaN or infinite gradients that may be skipped one after another.
+    pub max_skipped_in_a_row: u32,
+    /// A discriminator whose loss stays below this has nothing left to teach.
+    pub collapse_loss: f64,
+    /// For how many iterations the loss may stay there.
+    pub collapse_patience: u64,
+}
+
+/// One phase of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Phase {
+    /// For logs and reports.
+    pub name: String,
+    /// What is minimised.
+    pub objective: Objective,
+    /// Which weights of the student move.
+    pub trains: Trains,
+    /// Whom the student follows.
+    pub teacher: TeacherChoice,
+    /// Scale of classifier-free guidance in the teacher's steps, against the null prompt; 1 is none.
+    pub guidance_scale: f64,
+    /// Updates.
+    pub iterations: u64,
+    /// Learning rate of student and discriminator.
+    pub learning_rate: f64,
+    /// Adam's decays.
+    pub betas: [f64; 2],
+}
+
+/// What a phase minimises.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Objective {
+    /// Distance to the teacher's next point (equation 16).
+    Mse,
+    /// A discriminator between the teacher's points and the student's (equations 17 to 26).
+    Adversarial {
+        /// Whether it also sees `x_t`, which ties the student to the teacher's flow (section 3.4).
+        conditional: bool,
+        /// Noise added before it looks (section 3.7.2).
+        noise: Option<DiscriminatorNoise>,
+    },
+    /// From predicting noise to predicting data, against a frozen copy (equations 27 to 29).
+    X0Conversion,
+}
+
+impl Objective {
+    /// Whether there is a discriminator.
+    pub fn is_adversarial(&self) -> bool {
+        matches!(self, Objective::Adversarial { .. })
+    }
+}
+
+/// Where the discriminator looks at a prediction of clean data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiscriminatorNoise {
+    /// Timesteps to which the prediction is noised, one drawn for each sample.
+    pub timesteps: Vec<Timestep>,
+    /// How often each is drawn, relative to the others.
+    pub weights: Vec<f64>,
+}
+
+/// Which weights of the student move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trains {
+    /// Low-rank adapters; the weights below them are the teacher's.
+    Lora,
+    /// Everything, adapters merged.
+    Full,
+}
+
+/// Whom the student follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherChoice {
+    /// The stage's teacher.
+    #[default]
+    Previous,
+    /// The teacher's teacher (section 3.4).
+    Skip,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    teacher: Teacher,
+    skip_teacher: Option<Teacher>,
+    student_steps: u32,
+    student_timesteps: Option<Vec<Timestep>>,
+    batch_size: usize,
+    micro_batch_size: usize,
+    seed: u64,
+    precision: Precision,
+    #[serde(default)]
+    checkpoint_activations: bool,
+    #[serde(default)]
+    offload_optimizer: bool,
+    ema_decay: Option<f64>,
+    max_gradient_norm: Option<f64>,
+    lora: Option<LoraRecipe>,
+    record: Record,
+    guard: Guard,
+    phase: Vec<WrittenPhase>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPhase {
+    name: String,
+    objective: WrittenObjective,
+    trains: Trains,
+    #[serde(default)]
+    teacher: TeacherChoice,
+    guidance_scale: Option<f64>,
+    discriminator_noise: Option<DiscriminatorNoise>,
+    iterations: u64,
+    learning_rate: f64,
+    betas: [f64; 2],
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum WrittenObjective {
+    Mse,
+    AdversarialConditional,
+    AdversarialUnconditional,
+    X0Conversion,
+}
+
+impl Stage {
+    /// Reads the stage `name` from its document.
+    pub fn parse(name: &str, text: &str, flow: &Flow) -> Result<Stage, RecipeError> {
+        let written: Written = toml::from_str(text).map_err(|e| RecipeError(e.to_string().trim_end().to_string()))?;
+        let stage = written.resolve(name, flow)?;
+        stage.validate(flow)?;
+        Ok(stage)
+    }
+
+    /// Reads `FOLDER/NAME.toml`, and says which stages there are where there is none of that name.
+    pub fn load(folder: &Path, name: &str, flow: &Flow) -> Result<Stage, crate::Error> {
+        let path = folder.join(format!("{name}.toml"));
+        if !path.is_file() {
+            let known = stage_names(folder)?.join(", ");
+            return Err(crate::Error::UnknownStage { stage: name.to_string(), folder: folder.to_owned(), known });
+        }
+        let text = std::fs::read_to_string(&path).map_err(crate::Error::io("read", &path))?;
+        Stage::parse(name, &text, flow).map_err(|source| crate::Error::Recipe { path, source })
+    }
+
+    /// All stages of a folder, each after its teacher.
+    pub fn load_all(folder: &Path, flow: &Flow) -> Result<Vec<Stage>, crate::Error> {
+        let names = stage_names(folder)?;
+        let mut stages = names.iter().map(|name| Stage::load(folder, name, flow)).collect::<Result<Vec<_>, _>>()?;
+        stages.sort_by_key(|stage| std::cmp::Reverse((stage.teacher.steps, stage.student_steps)));
+        Ok(stages)
+    }
+
+    /// Passes whose gradients make one update.
+    pub fn micro_batches(&self) -> usize {
+        self.batch_size / self.micro_batch_size
+    }
+
+    /// Updates in all phases.
+    pub fn iterations(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.iterations).sum()
+    }
+
+    /// The teacher that a phase follows.
+    pub fn teacher_of(&self, phase: &Phase) -> &Teacher {
+        match (phase.teacher, &self.skip_teacher) {
+            (TeacherChoice::Skip, Some(skip)) => skip,
+            _ => &self.teacher,
+        }
+    }
+
+    /// Whether the exported student predicts data rather than noise.
+    pub fn predicts_data(&self) -> bool {
+        self.phases.iter().any(|phase| phase.objective == Objective::X0Conversion)
+    }
+
+    fn validate(&self, flow: &Flow) -> Result<(), RecipeError> {
+        self.validate_steps(flow)?;
+        if self.micro_batch_size == 0 || self.batch_size == 0 || !self.batch_size.is_multiple_of(self.micro_batch_size) {
+            return refuse(format!(
+                "batch_size ({}) has to be a multiple of micro_batch_size ({}), and neither zero",
+                self.batch_size, self.micro_batch_size
+            ));
+        }
+        if self.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)) {
+            return refuse("ema_decay lies between 0 and 1");
+        }
+        if self.max_gradient_norm.is_some_and(|norm| !(norm > 0.0 && norm.is_finite())) {
+            return refuse("max_gradient_norm has to be positive; leave it out for no limit");
+        }
+        if self.record.keep_checkpoints == 0 || self.record.samples == 0 {
+            return refuse("record.keep_checkpoints and record.samples are at least 1");
+        }
+        if !(self.guard.collapse_loss >= 0.0) || self.guard.collapse_patience == 0 {
+            return refuse("guard.collapse_loss is not negative, and guard.collapse_patience at least 1");
+        }
+        self.validate_order()?;
+        self.phases.iter().try_for_each(|phase| {
+            self.validate_phase(phase, flow).map_err(|error| RecipeError(format!("phase {:?}: {error}", phase.name)))
+        })
+    }
+
+    fn validate_steps(&self, flow: &Flow) -> Result<(), RecipeError> {
+        if self.student_steps == 0 || self.student_steps > flow.last().0 {
+            return refuse(format!("student_steps ({}) lies between 1 and {}", self.student_steps, flow.last().0));
+        }
+        if self.student_timesteps.is_empty() {
+            return refuse("student_timesteps is empty");
+        }
+        let beyond = |t: &&Timestep| **t == Timestep::DATA || **t > flow.last();
+        if let Some(t) = self.student_timesteps.iter().find(beyond) {
+            return refuse(format!("student_timesteps: {} lies outside of 1 to {}", t.0, flow.last().0));
+        }
+        let teachers = std::iter::once(("teacher", &self.teacher)).chain(self.skip_teacher.as_ref().map(|t| ("skip_teacher", t)));
+        for (key, teacher) in teachers {
+            if teacher.steps <= self.student_steps || !teacher.steps.is_multiple_of(self.student_steps) {
+                return refuse(format!(
+                    "{key}.steps ({}) has to be a multiple of student_steps ({}), and more",
+                    teacher.steps, self.student_steps
+                ));
+            }
+            let walks = teacher.steps / self.student_steps;
+            for t in &self.student_timesteps {
+                let there = (0..walks).fold(*t, |t, _| flow.next(t, teacher.steps));
+                let wanted = flow.next(*t, self.student_steps);
+                if there != wanted {
+                    return refuse(format!(
+                        "student_timesteps: from {} the student goes to {}, but {walks} of the {key}'s steps to {}",
+                        t.0, wanted.0, there.0
+                    ));
+                }
+            }
+        }
+        match &self.skip_teacher {
+            Some(skip) if skip.steps <= self.teacher.steps => refuse("skip_teacher takes more steps than teacher"),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_order(&self) -> Result<(), RecipeError> {
+        let Some(last) = self.phases.last() else {
+            return refuse("there is no [[phase]]");
+        };
+        let first_full = self.phases.iter().position(|phase| phase.trains == Trains::Full);
+        let last_lora = self.phases.iter().rposition(|phase| phase.trains == Trains::Lora);
+        if let (Some(full), Some(lora)) = (first_full, last_lora)
+            && full < lora
+        {
+            return refuse(format!(
+                "phase {:?} trains adapters after {:?} has changed the weights below them",
+                self.phases[lora].name, self.phases[full].name
+            ));
+        }
+        match (&self.lora, last_lora) {
+            (None, Some(lora)) => {
+                return refuse(format!("phase {:?} trains LoRA, but there is no [lora]", self.phases[lora].name));
+            }
+            (Some(_), None) => return refuse("there is a [lora], but no phase trains it"),
+            (Some(lora), Some(_)) if lora.rank < 1 || !(lora.alpha > 0.0 && lora.alpha.is_finite()) => {
+                return refuse("lora.rank and lora.alpha have to be positive");
+            }
+            _ => {}
+        }
+        if self.skip_teacher.is_some() && self.phases.iter().all(|phase| phase.teacher == TeacherChoice::Previous) {
+            return refuse("there is a skip_teacher, but no phase follows it");
+        }
+        if self.ema_decay.is_some() && last.trains == Trains::Lora {
+            return refuse("ema_decay averages the last phase's weights, which has to train them in full");
+        }
+        let conversion = self.phases.iter().rposition(|phase| phase.objective == Objective::X0Conversion);
+        if conversion.is_some_and(|at| at > 0) {
+            return refuse("x0_conversion comes first: its frozen copy is what the stage starts from");
+        }
+        if conversion.is_some() && last_lora.is_some() {
+            return refuse("a student that predicts data is trained in full (section 3.7.3): no LoRA beside x0_conversion");
+        }
+        Ok(())
+    }
+
+    fn validate_phase(&self, phase: &Phase, flow: &Flow) -> Result<(), RecipeError> {
+        if phase.iterations == 0 {
+            return refuse("iterations is zero");
+        }
+        if !(phase.learning_rate > 0.0 && phase.learning_rate.is_finite()) {
+            return refuse("learning_rate has to be positive");
+        }
+        if phase.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
+            return refuse("betas lie between 0 and 1, 1 excluded");
+        }
+        if !(phase.guidance_scale >= 1.0 && phase.guidance_scale.is_finite()) {
+            return refuse("guidance_scale is at least 1, which is no guidance");
+        }
+        if phase.objective == Objective::X0Conversion {
+            if phase.guidance_scale != 1.0 {
+                return refuse("x0_conversion follows a copy of the student, which nothing guides: no guidance_scale");
+            }
+            if phase.teacher == TeacherChoice::Skip {
+                return refuse("x0_conversion follows a copy of the student: no teacher to skip to");
+            }
+        }
+        if phase.teacher == TeacherChoice::Skip && self.skip_teacher.is_none() {
+            return refuse("teacher = \"skip\", but the stage has no skip_teacher");
+        }
+        let Objective::Adversarial { noise: Some(noise), .. } = &phase.objective else {
+            return Ok(());
+        };
+        if self.student_steps != 1 {
+            return refuse("discriminator_noise noises predictions of clean data: only a student of 1 step makes them");
+        }
+        if noise.timesteps.is_empty() || noise.timesteps.len() != noise.weights.len() {
+            return refuse("discriminator_noise has one weight for each timestep");
+        }
+        if noise.timesteps.iter().any(|t| *t > flow.last()) {
+            return refuse(format!("discriminator_noise.timesteps lie between 0 and {}", flow.last().0));
+        }
+        if noise.weights.iter().any(|w| !(*w >= 0.0 && w.is_finite())) || noise.weights.iter().sum::<f64>() <= 0.0 {
+            return refuse("discriminator_noise.weights are not negative, and not all zero");
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn resolve(self, name: &str, flow: &Flow) -> Result<Stage, RecipeError> {
+        let phases = self.phase.into_iter().map(WrittenPhase::resolve).collect::<Result<_, _>>()?;
+        Ok(Stage {
+            name: name.to_string(),
+            teacher: self.teacher,
+            skip_teacher: self.skip_teacher,
+            student_timesteps: self.student_timesteps.unwrap_or_else(|| flow.grid(self.student_steps)),
+            student_steps: self.student_steps,
+            batch_size: self.batch_size,
+            micro_batch_size: self.micro_batch_size,
+            seed: self.seed,
+            precision: self.precision,
+            checkpoint_activations: self.checkpoint_activations,
+            offload_optimizer: self.offload_optimizer,
+            ema_decay: self.ema_decay,
+            max_gradient_norm: self.max_gradient_norm,
+            lora: self.lora,
+            record: self.record,
+            guard: self.guard,
+            phases,
+        })
+    }
+}
+
+impl WrittenPhase {
+    fn resolve(self) -> Result<Phase, RecipeError> {
+        let noise = self.discriminator_noise;
+        let objective = match (self.objective, noise) {
+            (WrittenObjective::AdversarialConditional, noise) => Objective::Adversarial { conditional: true, noise },
+            (WrittenObjective::AdversarialUnconditional, noise) => Objective::Adversarial { conditional: false, noise },
+            (WrittenObjective::Mse, None) => Objective::Mse,
+            (WrittenObjective::X0Conversion, None) => Objective::X0Conversion,
+            (WrittenObjective::Mse | WrittenObjective::X0Conversion, Some(_)) => {
+                return refuse(format!("phase {:?}: discriminator_noise, but no discriminator", self.name));
+            }
+        };
+        Ok(Phase {
+            name: self.name,
+            objective,
+            trains: self.trains,
+            teacher: self.teacher,
+            guidance_scale: self.guidance_scale.unwrap_or(1.0),
+            iterations: self.iterations,
+            learning_rate: self.learning_rate,
+            betas: self.betas,
+        })
+    }
+}
+
+/// The stages that a folder has documents for, by name.
+pub fn stage_names(folder: &Path) -> Result<Vec<String>, crate::Error> {
+    let entries = std::fs::read_dir(folder).map_err(crate::Error::io("read the folder", folder))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(crate::Error::io("read the folder", folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "toml")
+            && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+        {
+            names.push(name.to_string());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAGE: &str = r#"
+        teacher = { model = "8to4", steps = 4 }
+        skip_teacher = { model = "32to8", steps = 8 }
+        student_steps = 2
+        student_timesteps = [250, 500, 750, 1000]
+        batch_size = 16
+        micro_batch_size = 4
+        seed = 1
+        precision = "f32"
+        lora = { rank = 8, alpha = 8.0 }
+        record = { checkpoint_every = 10, keep_checkpoints = 2, samples_every = 0, samples = 4, histograms_every = 0 }
+        guard = { max_skipped_in_a_row = 3, collapse_loss = 1e-4, collapse_patience = 50 }
+
+        [[phase]]
+        name = "lora"
+        objective = "adversarial_conditional"
+        trains = "lora"
+        iterations = 10
+        learning_rate = 1e-6
+        betas = [0.0, 0.99]
+
+        [[phase]]
+        name = "full"
+        objective = "adversarial_unconditional"
+        trains = "full"
+        teacher = "skip"
+        iterations = 10
+        learning_rate = 5e-7
+        betas = [0.0, 0.99]
+    "#;
+
+    fn parse(text: &str) -> Result<Stage, RecipeError> {
+        Stage::parse("4to2", text, &Flow::sdxl())
+    }
+
+    #[test]
+    fn a_stage_is_read() {
+        let stage = parse(STAGE).unwrap();
+        assert_eq!(stage.micro_batches(), 4);
+        assert_eq!(stage.teacher_of(&stage.phases[0]).steps, 4);
+        assert_eq!(stage.teacher_of(&stage.phases[1]).steps, 8);
+        assert_eq!(stage.phases[1].guidance_scale, 1.0);
+        assert!(!stage.predicts_data());
+    }
+
+    #[test]
+    fn the_students_own_grid_is_the_default() {
+        let stage = parse(&STAGE.replace("student_timesteps = [250, 500, 750, 1000]", "")).unwrap();
+        assert_eq!(stage.student_timesteps, [Timestep(1000), Timestep(500)]);
+    }
+
+    /// Each edit of the valid recipe above, and a word of the refusal.
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        let cases = [
+            ("seed = 1", "seed = 1\nsede = 2", "sede"),
+            ("student_steps = 2", "student_steps = 3", "multiple"),
+            ("student_steps = 2", "student_steps = 0", "student_steps"),
+            ("[250, 500, 750, 1000]", "[]", "empty"),
+            ("[250, 500, 750, 1000]", "[250, 2000]", "2000"),
+            ("\"8to4\", steps = 4", "\"8to4\", steps = 6", "from 750 the student goes to 250"),
+            ("batch_size = 16", "batch_size = 18", "multiple"),
+            ("micro_batch_size = 4", "micro_batch_size = 0", "multiple"),
+            ("\"32to8\", steps = 8", "\"32to8\", steps = 4", "more steps"),
+            ("skip_teacher = { model = \"32to8\", steps = 8 }", "", "no skip_teacher"),
+            ("teacher = \"skip\"", "", "no phase follows it"),
+            ("lora = { rank = 8, alpha = 8.0 }", "", "no [lora]"),
+            ("trains = \"lora\"", "trains = \"full\"", "no phase trains it"),
+            ("rank = 8", "rank = 0", "rank"),
+            ("trains = \"full\"", "trains = \"half\"", "half"),
+            ("betas = [0.0, 0.99]", "betas = [0.0, 1.0]", "betas"),
+            ("learning_rate = 1e-6", "learning_rate = 0.0", "learning_rate"),
+            ("learning_rate = 1e-6", "learning_rate = nan", "learning_rate"),
+            ("iterations = 10", "iterations = 0", "iterations"),
+            ("teacher = \"skip\"", "teacher = \"skip\"\nguidance_scale = 0.5", "guidance_scale"),
+            ("keep_checkpoints = 2", "keep_checkpoints = 0", "keep_checkpoints"),
+            ("collapse_loss = 1e-4", "collapse_loss = nan", "collapse_loss"),
+            ("seed = 1", "seed = 1\nema_decay = 1.5", "ema_decay"),
+            ("seed = 1", "seed = 1\nmax_gradient_norm = 0.0", "max_gradient_norm"),
+            ("\"adversarial_conditional\"", "\"x0_conversion\"", "no LoRA"),
+            ("\"adversarial_unconditional\"", "\"x0_conversion\"", "comes first"),
+            (
+                "\"adversarial_conditional\"",
+                "\"mse\"\ndiscriminator_noise = { timesteps = [10], weights = [1.0] }",
+                "no discriminator",
+            ),
+            (
+                "\"adversarial_conditional\"",
+                "\"adversarial_conditional\"\ndiscriminator_noise = { timesteps = [10], weights = [1.0] }",
+                "1 step",
+            ),
+        ];
+        for (from, to, word) in cases {
+            assert!(STAGE.contains(from), "{from}");
+            let error = parse(&STAGE.replacen(from, to, 1)).expect_err(to).to_string();
+            assert!(error.contains(word), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn adapters_cannot_follow_full_training() {
+        let swapped = STAGE.replacen("trains = \"lora\"", "trains = \"later\"", 1);
+        let swapped = swapped.replacen("trains = \"full\"", "trains = \"lora\"", 1).replace("\"later\"", "\"full\"");
+        assert!(parse(&swapped).unwrap_err().to_string().contains("changed the weights"));
+    }
+
+    /// The committed recipes are valid, chain into each other and end in one step.
+    #[test]
+    fn committed_stages_chain() {
+        for manifest in ["demo", "sdxl"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(manifest).join("stages");
+            let stages = Stage::load_all(&folder, &Flow::sdxl()).unwrap();
+            let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+            assert_eq!(names, ["128to32", "32to8", "8to4", "4to2", "2to1"], "{manifest}");
+            assert!(stages[0].teacher.is_base());
+            for pair in stages.windows(2) {
+                assert_eq!(pair[1].teacher, Teacher { model: pair[0].name.clone(), steps: pair[0].student_steps });
+            }
+            assert!(stages[4].predicts_data());
+        }
+    }
+}
