@@ -2,8 +2,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapters;
+pub mod condition;
+pub mod data;
+pub mod discriminator;
+pub mod distill;
+pub mod draw;
+mod error;
+pub mod flow;
+pub mod model;
+pub mod lora_file;
+pub mod objectives;
+pub mod optimizer;
+pub mod pretrain;
+pub mod probe;
+pub mod recipe;
+pub mod sample;
 pub mod schedulers;
 mod settings;
 pub mod unet;
 
+pub use error::{Error, Result};
 pub use settings::SettingsError;
