@@ -1,1 +1,38 @@
-//! curate
+//! `curate`: rows of LAION, COYO and DataComp to checked image shards.
+//!
+//! ```text
+//! tables -> scan -> work (fetch, measure) -> journal -> assemble -> shards + ledger -> samples, report, index
+//!           rows    any order                on disk    order of the rows
+//! ```
+//!
+//! * [`recipe`]: what `data.toml` says, validated.
+//! * [`tables`], [`table`], [`scan`]: parquet files, their columns recognised, their rows filtered.
+//! * [`work`], [`measure`], [`caption`]: a row to an answer.
+//! * [`journal`], [`ledger`], [`assemble`], [`duplicates`]: answers to shards, exactly, across kills.
+//! * [`run`]: the order of it all.
+//!
+//! Every row of every table ends with one verdict: it is a sample, or it has a [`reason::Reason`]. A row that
+//! fails is data; an [`error::Error`] stops the run, and the same command goes on from there.
+#![forbid(unsafe_code)]
+
+pub mod assemble;
+pub mod caption;
+pub mod counts;
+pub mod duplicates;
+pub mod error;
+pub mod journal;
+pub mod ledger;
+pub mod measure;
+pub mod progress;
+pub mod reason;
+pub mod recipe;
+pub mod record;
+pub mod report;
+pub mod row;
+pub mod run;
+pub mod samples;
+pub mod scan;
+pub mod stop;
+pub mod table;
+pub mod tables;
+pub mod work;

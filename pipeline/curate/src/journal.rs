@@ -1,0 +1,254 @@
+//! The journal: every answer, with the image where it may be kept, on disk in the order of arrival.
+//!
+//! It is the only road from the network to the shards. A killed run finds its answers here and asks for none
+//! of them again; a running one puts them into the order of the rows from here, so that what waits for its
+//! turn waits on disk and not in memory.
+//!
+//! The journal is a folder of append-only segments. A segment is a sequence of frames:
+//!
+//! ```text
+//! magic "sdj1" | length of record, u32 LE | length of file, u64 LE | SHA-256 of record and file | record, JSON | file
+//! ```
+//!
+//! A frame that is cut short or does not match its hash ends its segment: what follows was never promised.
+//! Nothing is flushed to disk here; a power loss costs answers, which are then asked for again, and never
+//! lets a wrong one through.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::de::DeserializeOwned;
+use shards::Error as StorageError;
+use shards::hash::HashingWriter;
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::row::RowId;
+
+const MAGIC: [u8; 4] = *b"sdj1";
+const HEAD: usize = 4 + 4 + 8 + 32;
+/// A segment is closed when it is longer than this, and deleted when all of it is in published shards.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// The journal of one run.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    segments: Mutex<Segments>,
+}
+
+/// Where a frame lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    segment: u64,
+    offset: u64,
+    record_len: u32,
+    file_len: u64,
+}
+
+#[derive(Debug)]
+struct Segments {
+    open: BTreeMap<u64, Segment>,
+    current: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    file: Arc<File>,
+    length: u64,
+    /// Frames that are not yet in a published shard.
+    live: u64,
+}
+
+impl Journal {
+    /// Opens the journal in `folder`, making it where it is missing, and tells what it holds of rows after
+    /// `committed`. Segments without such rows are deleted.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn open(folder: &Path, committed: Option<RowId>) -> Result<(Journal, BTreeMap<RowId, Location>)> {
+        fs::create_dir_all(folder).map_err(StorageError::io("create the folder", folder))?;
+        let mut held = BTreeMap::new();
+        let mut open = BTreeMap::new();
+        let mut next = 0;
+        for number in numbered_files(folder)? {
+            next = number + 1;
+            let path = segment_path(folder, number);
+            let mut live = 0;
+            let length = replay(&path, number, |record, location| {
+                // Keys are handed to one request each, so a second frame for one can only repeat it.
+                if Some(record.candidate.key) > committed && held.insert(record.candidate.key, location).is_none() {
+                    live += 1;
+                }
+            })?;
+            if live == 0 {
+                fs::remove_file(&path).map_err(StorageError::io("remove", &path))?;
+            } else {
+                let file = File::open(&path).map_err(StorageError::io("open", &path))?;
+                open.insert(number, Segment { file: Arc::new(file), length, live });
+            }
+        }
+        // Old segments are never appended to: what follows a torn frame would not be read again.
+        let segments = Mutex::new(Segments { open, current: next });
+        Ok((Journal { folder: folder.to_owned(), segments }, held))
+    }
+
+    /// Appends an answer.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where the disk refuses; the frame is then not in the journal.
+    pub fn append(&self, record: &Record, file: &[u8]) -> Result<Location> {
+        let record = serde_json::to_vec(record).expect("a record has a JSON form");
+        let head = head(&record, file);
+        let mut segments = self.lock();
+        let number = self.writable(&mut segments)?;
+        let segment = segments.open.get_mut(&number).expect("it was opened a line above");
+        let location = Location {
+            segment: number,
+            offset: segment.length,
+            record_len: u32::try_from(record.len()).expect("a record is far below 4 GiB"),
+            file_len: file.len() as u64,
+        };
+        let mut at = segment.length;
+        for part in [&head[..], &record, file] {
+            if let Err(error) = segment.file.write_all_at(part, at) {
+                // What was written of the frame is overwritten by the next, or ends the segment when replayed.
+                let path = segment_path(&self.folder, number);
+                return Err(StorageError::io("write", path)(error).into());
+            }
+            at += part.len() as u64;
+        }
+        segment.length = at;
+        segment.live += 1;
+        Ok(location)
+    }
+
+    /// The answer at `location`, and the image file where one was stored.
+    ///
+    /// # Errors
+    /// [`Error::Storage`]; [`Error::Inconsistent`] where the bytes are no longer those that were written.
+    pub fn read(&self, location: Location) -> Result<(Record, Vec<u8>)> {
+        let path = segment_path(&self.folder, location.segment);
+        let file = {
+            let segments = self.lock();
+            let segment = segments.open.get(&location.segment);
+            segment.map(|s| s.file.clone()).ok_or_else(|| Error::inconsistent(&path, "was deleted too early"))?
+        };
+        let mut record = vec![0; location.record_len as usize];
+        let mut image = vec![0; usize::try_from(location.file_len).expect("it was in memory once")];
+        let at = location.offset + HEAD as u64;
+        file.read_exact_at(&mut record, at)
+            .and_then(|()| file.read_exact_at(&mut image, at + u64::from(location.record_len)))
+            .map_err(StorageError::io("read", &path))?;
+        let record = parse(&record).map_err(|e| Error::inconsistent(&path, e))?;
+        Ok((record, image))
+    }
+
+    /// Notes that the frames at `locations` are in published shards, and deletes segments that hold no others.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn release(&self, locations: &[Location]) -> Result<()> {
+        let mut segments = self.lock();
+        for location in locations {
+            if let Some(segment) = segments.open.get_mut(&location.segment) {
+                segment.live -= 1;
+            }
+        }
+        let current = segments.current;
+        let done: Vec<u64> =
+            segments.open.iter().filter(|(n, s)| s.live == 0 && **n != current).map(|(n, _)| *n).collect();
+        for number in done {
+            segments.open.remove(&number);
+            let path = segment_path(&self.folder, number);
+            fs::remove_file(&path).map_err(StorageError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// The number of the segment to append to.
+    fn writable(&self, segments: &mut Segments) -> Result<u64> {
+        if segments.open.get(&segments.current).is_some_and(|s| s.length >= SEGMENT_BYTES) {
+            segments.current += 1;
+        }
+        let number = segments.current;
+        if !segments.open.contains_key(&number) {
+            let path = segment_path(&self.folder, number);
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+            let file = Arc::new(file.map_err(StorageError::io("create", &path))?);
+            segments.open.insert(number, Segment { file, length: 0, live: 0 });
+        }
+        Ok(number)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Segments> {
+        // A panic while the lock is held leaves the map as it was: every change is a single insert or remove.
+        self.segments.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn head(record: &[u8], file: &[u8]) -> [u8; HEAD] {
+    let mut head = [0; HEAD];
+    head[..4].copy_from_slice(&MAGIC);
+    head[4..8].copy_from_slice(&(record.len() as u32).to_le_bytes());
+    head[8..16].copy_from_slice(&(file.len() as u64).to_le_bytes());
+    let mut hasher = HashingWriter::new(io::sink());
+    hasher.write_all(record).and_then(|()| hasher.write_all(file)).expect("a sink takes every byte");
+    head[16..].copy_from_slice(hasher.finish().1.as_bytes());
+    head
+}
+
+/// Reads the frames of a segment up to the first that is not whole; returns where that is.
+fn replay(path: &Path, segment: u64, mut each: impl FnMut(Record, Location)) -> Result<u64> {
+    let failed = || StorageError::io("read", path);
+    let file = File::open(path).map_err(failed())?;
+    let size = file.metadata().map_err(failed())?.len();
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut offset = 0;
+    loop {
+        let mut found = [0; HEAD];
+        let left = size - offset;
+        if left < HEAD as u64 {
+            return Ok(offset);
+        }
+        reader.read_exact(&mut found).map_err(failed())?;
+        let record_len = u32::from_le_bytes(found[4..8].try_into().expect("4 bytes"));
+        let file_len = u64::from_le_bytes(found[8..16].try_into().expect("8 bytes"));
+        let length = (HEAD as u64).checked_add(u64::from(record_len)).and_then(|n| n.checked_add(file_len));
+        let Some(length) = length.filter(|&length| found[..4] == MAGIC && length <= left) else {
+            return Ok(offset);
+        };
+        let mut record = vec![0; record_len as usize];
+        let mut image = vec![0; file_len as usize];
+        reader.read_exact(&mut record).and_then(|()| reader.read_exact(&mut image)).map_err(failed())?;
+        if head(&record, &image) != found {
+            return Ok(offset);
+        }
+        let record = parse(&record).map_err(|e| Error::inconsistent(path, e))?;
+        each(record, Location { segment, offset, record_len, file_len });
+        offset += length;
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|e| format!("holds a record of another version: {e}"))
+}
+
+fn segment_path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("{number:08}.segment"))
+}
+
+fn numbered_files(folder: &Path) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(folder).map_err(StorageError::io("read the folder", folder))? {
+        let path = entry.map_err(StorageError::io("read the folder", folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        numbers.extend(name.strip_suffix(".segment").and_then(|n| n.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}

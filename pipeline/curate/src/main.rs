@@ -1,0 +1,70 @@
+//! The command line of `curate`.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use curate::recipe::Recipe;
+use curate::run::{self, Folder, Outcome, Totals};
+use curate::stop::Stop;
+
+/// Rows of LAION, COYO and DataComp to filtered, downloaded and checked image shards.
+///
+/// Goes on where an earlier run stopped, and does nothing where all is done. Exit codes: 0 done, 1 failed,
+/// 2 the input or the recipe is wrong, 130 interrupted and resumable.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder with data.toml.
+    #[arg(long, value_name = "DIR")]
+    manifest: PathBuf,
+    /// Folder of the run; results go to its folder `curated`.
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Print the recipe with every value spelled out, and do nothing else.
+    #[arg(long, conflicts_with = "verify")]
+    show_recipe: bool,
+    /// Prove a finished run: shards, checksums and counts.
+    #[arg(long)]
+    verify: bool,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("curate: {error:#}");
+            ExitCode::from(error.downcast_ref::<curate::error::Error>().map_or(1, |e| e.exit_code()))
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let stop = Stop::on_signals().context("cannot listen for signals")?;
+    let recipe = Recipe::read(&arguments.manifest, &arguments.run)?;
+    let folder = Folder::of_run(&arguments.run);
+    if arguments.show_recipe {
+        print!("{}", recipe.to_toml());
+    } else if arguments.verify {
+        print(&run::verify(&folder)?, "verified");
+    } else {
+        match run::curate(recipe, &folder, &stop)? {
+            Outcome::Finished(totals) => print(&totals, "finished"),
+            Outcome::AlreadyDone(totals) => print(&totals, "nothing to do, already finished"),
+        }
+    }
+    Ok(())
+}
+
+fn print(totals: &Totals, outcome: &str) {
+    println!("{outcome}: {} rows = {} kept + {} not kept", totals.rows, totals.kept, totals.rejected.total());
+    for (reason, rows) in totals.rejected.iter() {
+        println!("{rows:>12}  {reason}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Why a row was not kept.
+
+use std::fmt;
+use std::str::FromStr;
+
+use fetch::FailureClass;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::row::Score;
+
+/// Why a row was not kept: exactly one for each such row, the first that applied. Written `stage.name`, as in
+/// `fetch.not_found`; the names are stable, tables store them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The table's own values ruled it out, before any request.
+    Filter(Filter),
+    /// The URL did not yield bytes.
+    Fetch(FailureClass),
+    /// The bytes did not yield pixels; see [`pixels::DecodeError::name`].
+    Decode(&'static str),
+    /// The pixels are not wanted.
+    Image(Image),
+    /// The cleaned caption is not wanted.
+    Caption(Caption),
+    /// A row before it brought the same.
+    Duplicate(Duplicate),
+}
+
+/// Reasons of the stage `filter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Filter {
+    /// Width or height is null, NaN or not positive.
+    SizeMissing,
+    /// A side is shorter than wanted.
+    TooSmall,
+    /// Longer and narrower than wanted.
+    AspectRatio,
+    /// The score is null, NaN or infinite.
+    ScoreMissing(Score),
+    /// The score is on the wrong side of its threshold.
+    Score(Score),
+    /// The URL is null or empty.
+    NoUrl,
+    /// The caption is null or blank.
+    NoCaption,
+    /// The NSFW label is not among those admitted.
+    Nsfw,
+    /// The language is not among those admitted.
+    Language,
+}
+
+/// Reasons of the stage `image`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Image {
+    /// A format that the recipe does not admit.
+    Format,
+    /// A real side is shorter than wanted.
+    TooSmall,
+    /// Longer and narrower than wanted.
+    AspectRatio,
+    /// The sharpness of the whole is below the threshold.
+    Blurred,
+    /// No tile is sharp enough.
+    NoSharpTile,
+    /// The full resolution adds no detail: the image was enlarged.
+    Upscaled,
+}
+
+/// Reasons of the stage `caption`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Caption {
+    /// Fewer characters than wanted.
+    TooShort,
+    /// More characters than wanted.
+    TooLong,
+    /// Fewer words than wanted.
+    TooFewWords,
+    /// More words than wanted.
+    TooManyWords,
+}
+
+/// Reasons of the stage `duplicate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Duplicate {
+    /// The same bytes.
+    Exact,
+    /// Nearly the same picture, by perceptual hash.
+    Near,
+}
+
+impl Reason {
+    /// The stage, the part before the dot.
+    pub const fn stage(self) -> &'static str {
+        match self {
+            Reason::Filter(_) => "filter",
+            Reason::Fetch(_) => "fetch",
+            Reason::Decode(_) => "decode",
+            Reason::Image(_) => "image",
+            Reason::Caption(_) => "caption",
+            Reason::Duplicate(_) => "duplicate",
+        }
+    }
+
+    /// Every reason there is, in order.
+    pub fn all() -> impl Iterator<Item = Reason> {
+        let filters = [Filter::SizeMissing, Filter::TooSmall, Filter::AspectRatio]
+            .into_iter()
+            .chain(Score::ALL.into_iter().flat_map(|s| [Filter::ScoreMissing(s), Filter::Score(s)]))
+            .chain([Filter::NoUrl, Filter::NoCaption, Filter::Nsfw, Filter::Language]);
+        let images = [
+            Image::Format,
+            Image::TooSmall,
+            Image::AspectRatio,
+            Image::Blurred,
+            Image::NoSharpTile,
+            Image::Upscaled,
+        ];
+        let captions = [Caption::TooShort, Caption::TooLong, Caption::TooFewWords, Caption::TooManyWords];
+        filters
+            .map(Reason::Filter)
+            .chain(FailureClass::ALL.into_iter().map(Reason::Fetch))
+            .chain(pixels::DecodeError::NAMES.into_iter().map(Reason::Decode))
+            .chain(images.into_iter().map(Reason::Image))
+            .chain(captions.into_iter().map(Reason::Caption))
+            .chain([Duplicate::Exact, Duplicate::Near].into_iter().map(Reason::Duplicate))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match *self {
+            Reason::Filter(Filter::ScoreMissing(score)) => return write!(f, "filter.{score}_missing"),
+            Reason::Filter(Filter::Score(score)) => score.name(),
+            Reason::Filter(Filter::SizeMissing) => "size_missing",
+            Reason::Filter(Filter::TooSmall) => "too_small",
+            Reason::Filter(Filter::AspectRatio) => "aspect_ratio",
+            Reason::Filter(Filter::NoUrl) => "no_url",
+            Reason::Filter(Filter::NoCaption) => "no_caption",
+            Reason::Filter(Filter::Nsfw) => "nsfw",
+            Reason::Filter(Filter::Language) => "language",
+            Reason::Fetch(class) => class.name(),
+            Reason::Decode(name) => name,
+            Reason::Image(Image::Format) => "format",
+            Reason::Image(Image::TooSmall) => "too_small",
+            Reason::Image(Image::AspectRatio) => "aspect_ratio",
+            Reason::Image(Image::Blurred) => "blurred",
+            Reason::Image(Image::NoSharpTile) => "no_sharp_tile",
+            Reason::Image(Image::Upscaled) => "upscaled",
+            Reason::Caption(Caption::TooShort) => "too_short",
+            Reason::Caption(Caption::TooLong) => "too_long",
+            Reason::Caption(Caption::TooFewWords) => "too_few_words",
+            Reason::Caption(Caption::TooManyWords) => "too_many_words",
+            Reason::Duplicate(Duplicate::Exact) => "exact",
+            Reason::Duplicate(Duplicate::Near) => "near",
+        };
+        write!(f, "{}.{name}", self.stage())
+    }
+}
+
+impl FromStr for Reason {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Reason, String> {
+        Reason::all().find(|r| r.to_string() == text).ok_or_else(|| format!("{text:?} is not a reason"))
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_lead_back() {
+        let names: BTreeSet<String> = Reason::all().map(|r| r.to_string()).collect();
+        assert_eq!(names.len(), Reason::all().count());
+        for reason in Reason::all() {
+            assert_eq!(reason.to_string().parse::<Reason>().unwrap(), reason);
+        }
+        assert!("fetch.tired".parse::<Reason>().is_err());
+    }
+}

@@ -1,0 +1,348 @@
+//! A run: everything that the other modules do, in its order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+use shards::atomic::{read_json, write_json};
+use shards::{Error as StorageError, Fingerprint, Index, RunLock};
+use tokio::sync::mpsc as feed;
+
+use crate::assemble::{Assembler, Tally};
+use crate::counts::Counts;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, Location};
+use crate::ledger::Ledger;
+use crate::progress::{Display, Progress};
+use crate::recipe::Recipe;
+use crate::row::{Candidate, RowId};
+use crate::scan::scan;
+use crate::stop::Stop;
+use crate::tables::Tables;
+use crate::work::{STOP_POLL, Worker};
+use crate::{report, samples};
+
+/// The format named in `index.json`.
+pub const FORMAT: &str = "stepdown-curated";
+/// Its version.
+pub const VERSION: u32 = 1;
+
+/// Rows that may be answered before the one whose turn it is. Bounds the journal's index in memory, and is
+/// large enough that a host which answers after minutes holds nobody up.
+const WINDOW: usize = 1 << 16;
+
+/// What `index.json` counts. `rows = kept +` the sum of `rejected`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Rows of all tables.
+    pub rows: u64,
+    /// Samples.
+    pub kept: u64,
+    /// Rows that are no samples, by reason.
+    pub rejected: Counts,
+}
+
+/// How a run ended well.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It finished.
+    Finished(Totals),
+    /// There was nothing to do.
+    AlreadyDone(Totals),
+}
+
+/// The files of a run.
+#[derive(Debug)]
+pub struct Folder {
+    /// `RUN/curated`.
+    pub root: PathBuf,
+}
+
+impl Folder {
+    /// `RUN/curated`.
+    pub fn of_run(run: &Path) -> Folder {
+        Folder { root: run.join("curated") }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
+    fn fingerprint(&self) -> PathBuf {
+        self.journal().join("fingerprint.json")
+    }
+
+    fn answers(&self) -> PathBuf {
+        self.journal().join("answers")
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.journal().join("ledger")
+    }
+
+    /// The published index, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn index(&self) -> Result<Option<Index<Totals>>> {
+        Ok(Index::load(&self.root, FORMAT, VERSION)?)
+    }
+}
+
+/// Curates, from where an earlier process stopped.
+///
+/// # Errors
+/// Whatever stops the run; it can be started again.
+pub fn curate(recipe: Recipe, folder: &Folder, stop: &Stop) -> Result<Outcome> {
+    let tables = Tables::open(&recipe)?;
+    let fingerprint = tables.add_to(recipe.fingerprint());
+    let _lock = RunLock::acquire(&folder.root)?;
+    if let Some(index) = folder.index()? {
+        same_run(folder, &index.fingerprint, &fingerprint)?;
+        shards_in_place(folder, &index)?;
+        remove_journal(folder)?;
+        return Ok(Outcome::AlreadyDone(index.totals));
+    }
+    claim(folder, &fingerprint)?;
+
+    let recipe = Arc::new(recipe);
+    let mut tally = Tally::new(&recipe);
+    let ledger = Ledger::open(&folder.ledger(), |entry| {
+        tally.note(&entry);
+        Ok(())
+    })?;
+    let (journal, held) = Journal::open(&folder.answers(), ledger.last)?;
+    let journal = Arc::new(journal);
+    let progress = Progress::default();
+    Progress::add(&progress.kept, tally.kept);
+    Progress::add(&progress.rejected, tally.rejected.total());
+    let after = ledger.last;
+    let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &folder.root);
+    let collection = Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress };
+    let (scanned, ledger, tally) = collection.run(assembler, held, after)?;
+
+    let mut rejected = scanned.rejected;
+    rejected.add_all(&tally.rejected);
+    let totals = Totals { rows: scanned.rows, kept: tally.kept, rejected };
+    if totals.rows != totals.kept + totals.rejected.total() {
+        return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
+    }
+    samples::publish(&ledger, &folder.root.join(samples::SAMPLES))?;
+    report::publish(&ledger, &recipe, &totals, &folder.root)?;
+    let index = Index {
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        fingerprint,
+        shards: ledger.shards.clone(),
+        totals: totals.clone(),
+    };
+    index.publish(&folder.root)?;
+    remove_journal(folder)?;
+    Ok(Outcome::Finished(totals))
+}
+
+/// Proves a finished run: every shard against the index, and the counts against each other.
+///
+/// # Errors
+/// The first thing that is not as the index says.
+pub fn verify(folder: &Folder) -> Result<Totals> {
+    let index = folder.index()?.ok_or_else(|| Error::Unfinished { folder: folder.root.clone() })?;
+    index.verify_shards(&folder.root)?;
+    let totals = &index.totals;
+    if totals.kept != index.count() || totals.rows != totals.kept + totals.rejected.total() {
+        return Err(Error::inconsistent(&folder.root.join("index.json"), "the counts do not add up"));
+    }
+    samples::verify(&folder.root.join(samples::SAMPLES), totals)?;
+    Ok(index.totals)
+}
+
+/// Refuses to mix the work of two recipes.
+fn same_run(folder: &Folder, recorded: &Fingerprint, current: &Fingerprint) -> Result<()> {
+    let differences = recorded.difference(current);
+    if differences.is_empty() { Ok(()) } else { Err(Error::Changed { folder: folder.root.clone(), differences }) }
+}
+
+/// Marks the journal as that of this recipe and these tables, or finds that it is another's.
+fn claim(folder: &Folder, fingerprint: &Fingerprint) -> Result<()> {
+    let path = folder.fingerprint();
+    if path.exists() {
+        return same_run(folder, &read_json(&path)?, fingerprint);
+    }
+    Ok(write_json(&path, fingerprint)?)
+}
+
+/// A cheap look at what [`verify`] proves.
+fn shards_in_place(folder: &Folder, index: &Index<Totals>) -> Result<()> {
+    for (at, entry) in index.shards.iter().enumerate() {
+        let path = index.shard_path(&folder.root, at);
+        let found = fs::metadata(&path).map_err(StorageError::io("find", &path))?.len();
+        if found != entry.bytes {
+            return Err(Error::inconsistent(&path, format!("has {found} bytes, the index says {}", entry.bytes)));
+        }
+    }
+    Ok(())
+}
+
+fn remove_journal(folder: &Folder) -> Result<()> {
+    let path = folder.journal();
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StorageError::io("remove", &path)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the tables came to.
+#[derive(Debug, Default)]
+struct Scanned {
+    rows: u64,
+    rejected: Counts,
+}
+
+/// One message from the tables to the assembler.
+enum Turn {
+    /// The next row that is to have a verdict.
+    Row(RowId),
+    /// There is no other. A channel that closes without it says that the tables were not read to their end.
+    End,
+}
+
+/// The threads of a run and what they share.
+struct Collection<'a> {
+    tables: &'a Tables,
+    recipe: &'a Arc<Recipe>,
+    journal: &'a Arc<Journal>,
+    stop: &'a Stop,
+    progress: &'a Progress,
+}
+
+impl Collection<'_> {
+    /// Runs until the last row has its verdict. `held` are answers of earlier processes, for rows after `after`.
+    fn run(
+        &self,
+        assembler: Assembler<'_>,
+        held: BTreeMap<RowId, Location>,
+        after: Option<RowId>,
+    ) -> Result<(Scanned, Ledger, Tally)> {
+        let network = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(StorageError::io("start threads", "/"))?;
+        let (turns, order) = mpsc::sync_channel(WINDOW);
+        let (candidates, to_fetch) = feed::channel(self.recipe.fetch.concurrency);
+        let (answered, answers) = mpsc::channel();
+        let worker = Worker {
+            fetcher: self.recipe.fetch.fetcher().expect("checked when the recipe was read"),
+            recipe: self.recipe.clone(),
+            journal: self.journal.clone(),
+            answered,
+            stop: self.stop.clone(),
+        };
+        let known: BTreeSet<RowId> = held.keys().copied().collect();
+        let finished = AtomicBool::new(false);
+        let (scanned, assembled) = thread::scope(|scope| {
+            let scanning = scope.spawn(|| self.scan(after, &known, turns, candidates));
+            scope.spawn(|| network.block_on(worker.run(to_fetch)));
+            scope.spawn(|| self.show(&finished));
+            let assembled = self.assemble(assembler, held, order, &answers);
+            // The other threads may wait for this one: an error has to reach them before they are joined.
+            let assembled = assembled.map_err(|error| self.stop.raise(error)).ok();
+            let scanned = scanning.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            finished.store(true, Relaxed);
+            (scanned, assembled)
+        });
+        network.shutdown_background();
+        self.stop.check()?;
+        assembled.map(|(ledger, tally)| (scanned, ledger, tally)).ok_or(Error::Interrupted)
+    }
+
+    /// Hands out turns for all candidates after `after`, and to the network those that have no answer yet.
+    fn scan(
+        &self,
+        after: Option<RowId>,
+        known: &BTreeSet<RowId>,
+        turns: mpsc::SyncSender<Turn>,
+        candidates: feed::Sender<Candidate>,
+    ) -> Scanned {
+        let mut scanned = Scanned::default();
+        let mut gone = false;
+        let result = scan(self.tables, |batch| {
+            scanned.rows += batch.rows;
+            scanned.rejected.add_all(&batch.rejected);
+            for candidate in batch.candidates.into_iter().filter(|c| Some(c.key) > after) {
+                let key = candidate.key;
+                gone = self.stop.is_raised()
+                    || turns.send(Turn::Row(key)).is_err()
+                    || (!known.contains(&key) && candidates.blocking_send(candidate).is_err());
+                if gone {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        match result {
+            Ok(()) if !gone => drop(turns.send(Turn::End)),
+            Ok(()) => {}
+            Err(error) => self.stop.raise(error),
+        }
+        scanned
+    }
+
+    /// Takes answers in any order and assembles them in the order of the turns.
+    fn assemble(
+        &self,
+        mut assembler: Assembler<'_>,
+        mut waiting: BTreeMap<RowId, Location>,
+        order: mpsc::Receiver<Turn>,
+        answers: &mpsc::Receiver<(RowId, Location)>,
+    ) -> Result<(Ledger, Tally)> {
+        while let Turn::Row(key) = self.wait(&order)? {
+            let location = loop {
+                if let Some(location) = waiting.remove(&key) {
+                    break location;
+                }
+                let (answered, location) = self.wait(answers)?;
+                Progress::add(&self.progress.answered, 1);
+                waiting.insert(answered, location);
+            };
+            let kept = assembler.push(location)?;
+            Progress::add(if kept { &self.progress.kept } else { &self.progress.rejected }, 1);
+            self.progress.rows.store(self.tables.rows_before(key), Relaxed);
+        }
+        assembler.finish()
+    }
+
+    /// The next message, unless the run is to stop.
+    fn wait<T>(&self, messages: &mpsc::Receiver<T>) -> Result<T> {
+        loop {
+            self.stop.check()?;
+            match messages.recv_timeout(STOP_POLL) {
+                Ok(message) => return Ok(message),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                // The sender went away without a last word: the cause is with `stop`, or there is none.
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    self.stop.check()?;
+                    return Err(Error::Interrupted);
+                }
+            }
+        }
+    }
+
+    fn show(&self, finished: &AtomicBool) {
+        let mut display = Display::new(self.tables.rows());
+        while !finished.load(Relaxed) {
+            display.update(self.progress);
+            thread::sleep(STOP_POLL);
+        }
+        display.finish();
+    }
+}

@@ -1,0 +1,311 @@
+//! Tables to candidates: a few row groups at a time, numbers first, text only where numbers pass.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+use polars::prelude::{BooleanChunked, DataFrame, DataType, NewChunkedArray, PlSmallStr, StringChunked};
+
+use crate::counts::Counts;
+use crate::error::{Error, Result};
+use crate::reason::{Filter, Reason};
+use crate::recipe::RowFilter;
+use crate::row::{Candidate, RowId, Score, Size};
+use crate::table::Field;
+use crate::tables::{OpenSource, Table, Tables};
+
+/// Rows that are read at once. Bounds memory: about 8 bytes for each number column and row, and the text of
+/// the rows that pass.
+const BATCH_ROWS: usize = 1 << 19;
+
+/// What a stretch of rows came to.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Rows looked at.
+    pub rows: u64,
+    /// Those of them that did not pass.
+    pub rejected: Counts,
+    /// Those that did, in order.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Filters every table in order and hands out batch after batch, until `each` breaks.
+///
+/// # Errors
+/// [`Error::Table`] for a table that cannot be read to its end.
+pub fn scan(tables: &Tables, mut each: impl FnMut(Batch) -> ControlFlow<()>) -> Result<()> {
+    for source in &tables.sources {
+        for table in &source.tables {
+            for (offset, len) in stretches(&table.row_groups) {
+                if each(Stretch::new(source, table, offset, len).filter()?).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a file into stretches of about [`BATCH_ROWS`]: small row groups together, large ones in pieces.
+fn stretches(row_groups: &[usize]) -> Vec<(usize, usize)> {
+    let mut stretches = Vec::new();
+    let (mut offset, mut pending) = (0, 0);
+    let mut cut = |offset: &mut usize, len: usize| {
+        stretches.push((*offset, len));
+        *offset += len;
+    };
+    for &rows in row_groups {
+        if pending > 0 && pending + rows > BATCH_ROWS {
+            cut(&mut offset, std::mem::take(&mut pending));
+        }
+        pending += rows;
+        while pending > BATCH_ROWS {
+            cut(&mut offset, BATCH_ROWS);
+            pending -= BATCH_ROWS;
+        }
+    }
+    if pending > 0 {
+        cut(&mut offset, pending);
+    }
+    stretches
+}
+
+/// Rows `offset..offset + len` of one table on their way through the filter.
+struct Stretch<'a> {
+    source: u16,
+    filter: &'a RowFilter,
+    table: &'a Table,
+    offset: usize,
+    len: usize,
+    /// Number columns read so far, with NaN for null.
+    numbers: HashMap<&'a str, Vec<f64>>,
+    /// For each row 0 while it passes, else 1 + the index of its reason.
+    fates: Vec<u8>,
+    reasons: Vec<Reason>,
+}
+
+impl<'a> Stretch<'a> {
+    fn new(source: &'a OpenSource, table: &'a Table, offset: usize, len: usize) -> Stretch<'a> {
+        Stretch {
+            source: source.index,
+            filter: &source.filter,
+            table,
+            offset,
+            len,
+            numbers: HashMap::new(),
+            fates: vec![0; len],
+            reasons: Vec::new(),
+        }
+    }
+
+    fn filter(mut self) -> Result<Batch> {
+        self.filter_by_numbers()?;
+        let mut candidates = Vec::new();
+        if let Some(first) = self.fates.iter().position(|&fate| fate == 0) {
+            let last = self.fates.iter().rposition(|&fate| fate == 0).unwrap_or(first);
+            candidates = self.filter_by_text(first, last + 1)?;
+        }
+        let mut rows_by_fate = [0; 256];
+        self.fates.iter().for_each(|&fate| rows_by_fate[usize::from(fate)] += 1);
+        let mut rejected = Counts::default();
+        for (at, reason) in self.reasons.iter().enumerate() {
+            rejected.add(*reason, rows_by_fate[at + 1]);
+        }
+        Ok(Batch { rows: self.len as u64, rejected, candidates })
+    }
+
+    fn filter_by_numbers(&mut self) -> Result<()> {
+        let RowFilter { min_side, max_aspect_ratio, scores, .. } = self.filter;
+        let columns = &self.table.columns;
+        let sizes = (*min_side > 0 || max_aspect_ratio.is_finite())
+            .then(|| columns.get(Field::Width).zip(columns.get(Field::Height)))
+            .flatten();
+        let by_score: Vec<_> =
+            scores.iter().filter_map(|t| columns.get(Field::Score(t.score)).map(|column| (t, column))).collect();
+        let wanted = sizes.into_iter().flat_map(|(w, h)| [w, h]).chain(by_score.iter().map(|(_, column)| *column));
+        self.read_numbers(wanted.collect(), 0, self.len)?;
+
+        if let Some((width, height)) = sizes {
+            let missing = self.reason(Filter::SizeMissing);
+            let small = self.reason(Filter::TooSmall);
+            let narrow = self.reason(Filter::AspectRatio);
+            let least = f64::from(*min_side);
+            let sides = self.numbers[width].iter().zip(&self.numbers[height]);
+            for (fate, (&width, &height)) in self.fates.iter_mut().zip(sides) {
+                let (short, long) = (width.min(height), width.max(height));
+                // `min` and `max` pass over NaN: both have to be looked at.
+                *fate = if !(width >= 1.0 && height >= 1.0 && long.is_finite()) {
+                    missing
+                } else if short < least {
+                    small
+                } else if long > *max_aspect_ratio * short {
+                    narrow
+                } else {
+                    0
+                };
+            }
+        }
+        for (threshold, column) in by_score {
+            let missing = self.reason(Filter::ScoreMissing(threshold.score));
+            let failed = self.reason(Filter::Score(threshold.score));
+            for (fate, &value) in self.fates.iter_mut().zip(&self.numbers[column]) {
+                if *fate == 0 && !threshold.bound.admits(value) {
+                    *fate = if value.is_finite() { failed } else { missing };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the text of rows `start..end` that still pass, and makes candidates of those that stay.
+    fn filter_by_text(&mut self, start: usize, end: usize) -> Result<Vec<Candidate>> {
+        let columns = &self.table.columns;
+        let url = columns.require(Field::Url).map_err(|e| self.wrong(e))?;
+        let caption = columns.require(Field::Caption).map_err(|e| self.wrong(e))?;
+        let nsfw = columns.get(Field::Nsfw).filter(|_| !self.filter.nsfw.is_empty());
+        let language = columns.get(Field::Language).filter(|_| !self.filter.languages.is_empty());
+        let size = columns.get(Field::Width).zip(columns.get(Field::Height));
+        let scores: Vec<(Score, &str)> = columns.scores().collect();
+
+        let rows: Vec<usize> = (start..end).filter(|&row| self.fates[row] == 0).collect();
+        let passing = PassingRows { start, end, mask: self.fates[start..end].iter().map(|&fate| fate == 0).collect() };
+        let text_columns: Vec<&str> = [Some(url), Some(caption), nsfw, language].into_iter().flatten().collect();
+        let texts = self.read_passing(text_columns, &passing)?;
+        let number_columns = size.into_iter().flat_map(|(w, h)| [w, h]).chain(scores.iter().map(|(_, c)| *c));
+        let numbers = self.read_passing_numbers(number_columns.collect(), &passing)?;
+
+        let text = |column: &str| self.strings(&texts, column);
+        let (url, caption) = (text(url)?, text(caption)?);
+        let labels = [
+            (nsfw.map(&text).transpose()?, &self.filter.nsfw, Filter::Nsfw),
+            (language.map(&text).transpose()?, &self.filter.languages, Filter::Language),
+        ];
+        let mut candidates = Vec::new();
+        let mut fates = Vec::new();
+        for (at, &row) in rows.iter().enumerate() {
+            let (url, caption) = (url.get(at).unwrap_or_default(), caption.get(at).unwrap_or_default());
+            let unwanted = labels.iter().find_map(|(column, admitted, reason)| {
+                let label = column.as_ref()?.get(at).unwrap_or_default();
+                (!admitted.iter().any(|a| a.eq_ignore_ascii_case(label))).then_some(*reason)
+            });
+            let reason = if url.trim().is_empty() {
+                Some(Filter::NoUrl)
+            } else if caption.trim().is_empty() {
+                Some(Filter::NoCaption)
+            } else {
+                unwanted
+            };
+            if let Some(reason) = reason {
+                fates.push((row, reason));
+                continue;
+            }
+            let number = |column: &str| numbers.get(column).map(|values| values[at]);
+            candidates.push(Candidate {
+                key: RowId { source: self.source, row: self.table.first_row + (self.offset + row) as u64 },
+                url: url.trim().to_owned(),
+                caption: caption.to_owned(),
+                claimed: size.and_then(|(w, h)| claimed(number(w)?, number(h)?)),
+                scores: scores
+                    .iter()
+                    .filter_map(|(score, column)| Some((*score, number(column).filter(|v| v.is_finite())?)))
+                    .collect::<BTreeMap<_, _>>(),
+            });
+        }
+        for (row, reason) in fates {
+            self.fates[row] = self.reason(reason);
+        }
+        Ok(candidates)
+    }
+
+    /// The code of a reason among the fates.
+    fn reason(&mut self, reason: Filter) -> u8 {
+        let reason = Reason::Filter(reason);
+        let at = self.reasons.iter().position(|&known| known == reason).unwrap_or_else(|| {
+            self.reasons.push(reason);
+            self.reasons.len() - 1
+        });
+        u8::try_from(at + 1).expect("fewer than 255 reasons")
+    }
+
+    fn read_numbers(&mut self, columns: Vec<&'a str>, start: usize, end: usize) -> Result<()> {
+        if columns.is_empty() {
+            return Ok(());
+        }
+        let frame = self.table.read(&unique(columns.clone()), self.offset + start, end - start)?;
+        for column in columns {
+            let values = self.floats(&frame, column)?;
+            self.numbers.insert(column, values);
+        }
+        Ok(())
+    }
+
+    /// The number columns at the passing rows alone, whether they were read before or are read now.
+    fn read_passing_numbers(&self, columns: Vec<&'a str>, passing: &PassingRows) -> Result<HashMap<&'a str, Vec<f64>>> {
+        let (known, unknown): (Vec<_>, Vec<_>) = columns.into_iter().partition(|c| self.numbers.contains_key(c));
+        let mut numbers = HashMap::new();
+        for column in known {
+            let all = &self.numbers[column][passing.start..passing.end];
+            let kept = all.iter().zip(&passing.mask).filter(|(_, keep)| **keep).map(|(value, _)| *value);
+            numbers.insert(column, kept.collect());
+        }
+        if !unknown.is_empty() {
+            let frame = self.read_passing(unknown.clone(), passing)?;
+            for column in unknown {
+                numbers.insert(column, self.floats(&frame, column)?);
+            }
+        }
+        Ok(numbers)
+    }
+
+    fn read_passing(&self, columns: Vec<&str>, passing: &PassingRows) -> Result<DataFrame> {
+        let frame =
+            self.table.read(&unique(columns), self.offset + passing.start, passing.end - passing.start)?;
+        let mask = BooleanChunked::from_slice(PlSmallStr::EMPTY, &passing.mask);
+        frame.filter(&mask).map_err(|e| self.wrong(e))
+    }
+
+    fn strings(&self, frame: &DataFrame, column: &str) -> Result<StringChunked> {
+        let column = frame.column(column).map_err(|e| self.wrong(e))?;
+        let text = column.str().map_err(|e| self.wrong(e))?.clone();
+        Ok(text.rechunk().into_owned())
+    }
+
+    fn floats(&self, frame: &DataFrame, column: &str) -> Result<Vec<f64>> {
+        let column = frame.column(column).map_err(|e| self.wrong(e))?.as_materialized_series();
+        macro_rules! widened {
+            ($chunked:ident) => {
+                column.$chunked().map_err(|e| self.wrong(e))?.iter().map(|v| v.map_or(f64::NAN, |v| v as f64)).collect()
+            };
+        }
+        Ok(match column.dtype() {
+            DataType::Float64 => widened!(f64),
+            DataType::Float32 => widened!(f32),
+            DataType::Int64 => widened!(i64),
+            DataType::Int32 => widened!(i32),
+            DataType::UInt64 => widened!(u64),
+            DataType::UInt32 => widened!(u32),
+            other => return Err(self.wrong(format!("column {} is of type {other}, not a number", column.name()))),
+        })
+    }
+
+    fn wrong(&self, reason: impl ToString) -> Error {
+        Error::table(&self.table.path, reason)
+    }
+}
+
+/// Which of the rows `start..end` of a stretch pass.
+struct PassingRows {
+    start: usize,
+    end: usize,
+    mask: Vec<bool>,
+}
+
+fn unique(mut columns: Vec<&str>) -> Vec<&str> {
+    columns.sort_unstable();
+    columns.dedup();
+    columns
+}
+
+fn claimed(width: f64, height: f64) -> Option<Size> {
+    let side = |value: f64| (value >= 1.0 && value <= f64::from(u32::MAX)).then_some(value as u32);
+    Some(Size { width: side(width)?, height: side(height)? })
+}

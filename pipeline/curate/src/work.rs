@@ -1,0 +1,100 @@
+//! Candidates to answers: many requests in flight on the network's threads, pixels on all cores, every answer
+//! into the journal.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use fetch::{Fetched, Fetcher};
+use tokio::sync::{mpsc as feed, oneshot};
+use tokio::task::JoinSet;
+
+use crate::journal::{Journal, Location};
+use crate::measure::measure;
+use crate::reason::Reason;
+use crate::recipe::Recipe;
+use crate::record::{Answer, Record, Rejection};
+use crate::row::{Candidate, RowId};
+use crate::stop::Stop;
+
+/// How often a wait looks whether the run is to stop.
+pub const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// What every answer needs.
+#[derive(Clone)]
+pub struct Worker {
+    /// The network.
+    pub fetcher: Fetcher,
+    /// The rules.
+    pub recipe: Arc<Recipe>,
+    /// Where answers go.
+    pub journal: Arc<Journal>,
+    /// Who is told where an answer lies.
+    pub answered: mpsc::Sender<(RowId, Location)>,
+    /// Why to stop.
+    pub stop: Stop,
+}
+
+impl Worker {
+    /// Works until the candidates end or the run is to stop. Of the candidates in flight at a stop, some are
+    /// answered and the others are asked for again by the next run.
+    ///
+    /// Each candidate in flight holds at most one downloaded body, so their number bounds memory.
+    pub async fn run(self, mut candidates: feed::Receiver<Candidate>) {
+        let mut in_flight = JoinSet::new();
+        let mut poll = tokio::time::interval(STOP_POLL);
+        loop {
+            tokio::select! {
+                candidate = candidates.recv(), if in_flight.len() < self.recipe.fetch.concurrency => match candidate {
+                    Some(candidate) => drop(in_flight.spawn(self.clone().answer(candidate))),
+                    None => break,
+                },
+                Some(_) = in_flight.join_next() => {}
+                _ = poll.tick() => if self.stop.is_raised() { return },
+            }
+        }
+        while !self.stop.is_raised() {
+            tokio::select! {
+                joined = in_flight.join_next() => if joined.is_none() { return },
+                _ = poll.tick() => {}
+            }
+        }
+    }
+
+    async fn answer(self, candidate: Candidate) {
+        let fetched = match self.fetcher.get(&candidate.url).await {
+            Ok(fetched) => fetched,
+            Err(outage) => return self.stop.raise(outage.into()),
+        };
+        let (finished, wait) = oneshot::channel();
+        rayon::spawn(move || {
+            let _ = finished.send(self.measure_and_store(candidate, fetched));
+        });
+        // An error means that the pixel thread is gone, and the process with it.
+        let _ = wait.await;
+    }
+
+    fn measure_and_store(self, candidate: Candidate, fetched: Result<Fetched, fetch::Failure>) {
+        let (answer, file) = match fetched {
+            Err(failure) => (Answer::None(failed(&failure)), None),
+            // A panic costs this image; what the closure borrows is not used by half afterwards.
+            Ok(fetched) => catch_unwind(AssertUnwindSafe(|| measure(&candidate, &fetched.body, &self.recipe)))
+                .unwrap_or_else(|_| (Answer::None(panicked()), None)),
+        };
+        let key = candidate.key;
+        match self.journal.append(&Record { candidate, answer }, file.as_deref().unwrap_or_default()) {
+            // Nobody listens any more where the run is stopping; the answer is in the journal all the same.
+            Ok(location) => drop(self.answered.send((key, location))),
+            Err(error) => self.stop.raise(error),
+        }
+    }
+}
+
+fn failed(failure: &fetch::Failure) -> Rejection {
+    let status = failure.status.map_or(String::new(), |s| format!("status {s}, "));
+    Rejection { reason: Reason::Fetch(failure.class), detail: format!("{status}{}", failure.detail) }
+}
+
+fn panicked() -> Rejection {
+    Rejection { reason: Reason::Decode("decoder_panic"), detail: "measuring the image panicked".into() }
+}

@@ -1,0 +1,1 @@
+//! What `curate` does, seen from outside.
