@@ -144,7 +144,13 @@ impl Settings {
             self.pad_token.clone().unwrap_or_else(|| default(END)),
         ];
         let unlisted = named.iter().filter(|token| listed.iter().all(|flags| flags.content != token.content()));
-        listed.iter().map(|flags| flags.to_added()).chain(unlisted.map(Special::to_added)).collect()
+        let all = listed.iter().map(|flags| flags.to_added()).chain(unlisted.map(Special::to_added));
+        let mut kept: Vec<AddedToken> = Vec::new();
+        for token in all {
+            kept.retain(|earlier| earlier.content != token.content);
+            kept.push(token);
+        }
+        kept
     }
 }
 
@@ -237,6 +243,10 @@ fn from_vocabulary(folder: &Path, settings: &Settings) -> Result<Tokenizer> {
     let split = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(failed)?;
     let words: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, true).into()];
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(words)));
-    tokenizer.add_special_tokens(&settings.added_tokens());
+    let added = settings.added_tokens();
+    if let Some(unknown) = added.iter().find(|token| tokenizer.token_to_id(&token.content).is_none()) {
+        return Err(Error::invalid(folder, format!("the token `{}` is not in the vocabulary", unknown.content)));
+    }
+    tokenizer.add_special_tokens(&added);
     Ok(tokenizer)
 }
