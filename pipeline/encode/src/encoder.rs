@@ -9,6 +9,10 @@ use crate::manifest::{EncodeRecipe, LatentRule, ModelManifest};
 use crate::prompt::zeros_for_empty_prompt;
 use crate::{AutoencoderKl, MemoryUse, Result, TextEncoders, TokenizedCaption, Tokenizers};
 
+/// Images with a longer side go through the VAE one at a time: at 1024 px one alone fills a GPU, and its activations
+/// take gigabytes.
+const SLICED_ABOVE: u32 = 512;
+
 /// A sample that is ready for the device.
 pub struct Prepared {
     /// The curated sample's key.
@@ -39,7 +43,7 @@ impl Encoder {
         let folder = manifest.base.join("vae");
         let upcast = kind == Kind::Half && crate::VaeConfig::read(&folder)?.force_upcast;
         let mut vae = AutoencoderKl::open(&folder, if upcast { Kind::Float } else { kind }, device)?;
-        vae.memory = MemoryUse { slicing: true, tiling: false };
+        vae.memory = MemoryUse { slicing: manifest.resolution > SLICED_ABOVE, tiling: false };
         let text = TextEncoders::open(&manifest.base, kind, device)?;
         Ok(Self { vae, text, recipe: manifest.encode.clone(), device })
     }

@@ -76,6 +76,11 @@ impl TokenizedCaption {
 }
 
 impl TextEncoders {
+    /// Takes two encoders that are loaded already, on `device`.
+    pub fn new(first: ClipTextModel, second: ClipTextModelWithProjection, device: Device) -> Self {
+        Self { first, second, device }
+    }
+
     /// Loads `text_encoder` and `text_encoder_2` of a model folder.
     pub fn open(model: &Path, kind: Kind, device: Device) -> Result<Self> {
         Ok(Self {
