@@ -201,9 +201,9 @@ fn sample(candidate: &Candidate, measured: &Measured, image: Vec<u8>, stored: St
         source: candidate.key.source,
         row: candidate.key.row,
         url: &candidate.url,
-        caption: &measured.caption.text,
-        caption_original: &candidate.caption,
-        caption_changed_by: &measured.caption.changed_by,
+        caption: &candidate.caption.text,
+        caption_original: &candidate.caption_original,
+        caption_changed_by: &candidate.caption.changed_by,
         width: measured.size.width,
         height: measured.size.height,
         orientation: measured.orientation,
@@ -222,5 +222,5 @@ fn sample(candidate: &Candidate, measured: &Measured, image: Vec<u8>, stored: St
     Sample::new(candidate.key.to_string())
         .with(extension, image)
         .with("json", json)
-        .with("txt", measured.caption.text.as_bytes())
+        .with("txt", candidate.caption.text.as_bytes())
 }

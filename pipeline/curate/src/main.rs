@@ -1,6 +1,7 @@
 //! The command line of `curate`.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -50,21 +51,30 @@ fn run(arguments: &Arguments) -> Result<()> {
     let recipe = Recipe::read(&arguments.manifest, &arguments.run)?;
     let folder = Folder::of_run(&arguments.run);
     if arguments.show_recipe {
-        print!("{}", recipe.to_toml());
+        say(&recipe.to_toml())
     } else if arguments.verify {
-        print(&run::verify(&folder)?, "verified");
+        print(&run::verify(&folder)?, "verified")
     } else {
         match run::curate(recipe, &folder, &stop)? {
             Outcome::Finished(totals) => print(&totals, "finished"),
             Outcome::AlreadyDone(totals) => print(&totals, "nothing to do, already finished"),
         }
     }
-    Ok(())
 }
 
-fn print(totals: &Totals, outcome: &str) {
-    println!("{outcome}: {} rows = {} kept + {} not kept", totals.rows, totals.kept, totals.rejected.total());
-    for (reason, rows) in totals.rejected.iter() {
-        println!("{rows:>12}  {reason}");
+fn print(totals: &Totals, outcome: &str) -> Result<()> {
+    let Totals { rows, kept, reasons } = totals;
+    let mut text = format!("{outcome}: {rows} rows = {kept} kept + {} not kept\n", reasons.total());
+    for (reason, rows) in reasons.iter() {
+        text += &format!("{rows:>12}  {reason}\n");
+    }
+    say(&text)
+}
+
+/// Writes to standard output; a reader that has gone away, such as `head`, is no failure.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
+        _ => Ok(()),
     }
 }

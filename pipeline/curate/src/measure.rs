@@ -3,16 +3,15 @@
 use pixels::{Anchor, DecodeError, Sharpness};
 use shards::ContentHash;
 
-use crate::caption;
 use crate::reason::{self, Reason};
 use crate::recipe::{ImageRules, Recipe, SharpnessRules, Store};
 use crate::record::{Answer, Measured, PixelMeasures, Rejection};
-use crate::row::{Candidate, Size};
+use crate::row::Size;
 
 /// Decodes, measures and judges one download. Returns the answer, and the image file of the sample where no
 /// rule turned it down.
-pub fn measure(candidate: &Candidate, body: &[u8], recipe: &Recipe) -> (Answer, Option<Vec<u8>>) {
-    match inspect(candidate, body, recipe) {
+pub fn measure(body: &[u8], recipe: &Recipe) -> (Answer, Option<Vec<u8>>) {
+    match inspect(body, recipe) {
         Ok((measured, file)) => (Answer::Image(Box::new(measured)), file),
         Err(error) => {
             let rejection = Rejection { reason: Reason::Decode(error.name()), detail: error.to_string() };
@@ -21,10 +20,9 @@ pub fn measure(candidate: &Candidate, body: &[u8], recipe: &Recipe) -> (Answer, 
     }
 }
 
-fn inspect(candidate: &Candidate, body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), DecodeError> {
+fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), DecodeError> {
     let limits = recipe.image.limits(&recipe.fetch);
     let header = pixels::probe(body, &limits)?;
-    let caption = caption::clean(&candidate.caption, &recipe.captions.rules);
     let mut measured = Measured {
         format: header.format,
         size: Size { width: header.width, height: header.height },
@@ -33,14 +31,10 @@ fn inspect(candidate: &Candidate, body: &[u8], recipe: &Recipe) -> Result<(Measu
         sha256: ContentHash::of(body),
         pixels: None,
         rejection: None,
-        caption,
     };
-    // What the header and the caption rule out is not decoded.
-    let early = judge_header(&measured, &recipe.image)
-        .map_err(Reason::Image)
-        .and_then(|()| caption::admit(&measured.caption.text, &recipe.captions).map_err(Reason::Caption));
-    if let Err(reason) = early {
-        measured.rejection = Some(Rejection::plain(reason));
+    // What the header rules out is not decoded.
+    if let Err(reason) = judge_header(&measured, &recipe.image) {
+        measured.rejection = Some(Rejection::plain(Reason::Image(reason)));
         return Ok((measured, None));
     }
     let (luma, image) = match recipe.image.store {

@@ -14,14 +14,14 @@ use crate::row::Score;
 pub enum Reason {
     /// The table's own values ruled it out, before any request.
     Filter(Filter),
+    /// The cleaned caption is not wanted; found before any request, too.
+    Caption(Caption),
     /// The URL did not yield bytes.
     Fetch(FailureClass),
     /// The bytes did not yield pixels; see [`pixels::DecodeError::name`].
     Decode(&'static str),
     /// The pixels are not wanted.
     Image(Image),
-    /// The cleaned caption is not wanted.
-    Caption(Caption),
     /// A row before it brought the same.
     Duplicate(Duplicate),
 }
@@ -101,27 +101,26 @@ impl Reason {
         }
     }
 
+    /// Whether the table alone gave it: no request was made.
+    pub const fn is_of_table(self) -> bool {
+        matches!(self, Reason::Filter(_) | Reason::Caption(_))
+    }
+
     /// Every reason there is, in order.
     pub fn all() -> impl Iterator<Item = Reason> {
         let filters = [Filter::SizeMissing, Filter::TooSmall, Filter::AspectRatio]
             .into_iter()
             .chain(Score::ALL.into_iter().flat_map(|s| [Filter::ScoreMissing(s), Filter::Score(s)]))
             .chain([Filter::NoUrl, Filter::NoCaption, Filter::Nsfw, Filter::Language]);
-        let images = [
-            Image::Format,
-            Image::TooSmall,
-            Image::AspectRatio,
-            Image::Blurred,
-            Image::NoSharpTile,
-            Image::Upscaled,
-        ];
+        let images =
+            [Image::Format, Image::TooSmall, Image::AspectRatio, Image::Blurred, Image::NoSharpTile, Image::Upscaled];
         let captions = [Caption::TooShort, Caption::TooLong, Caption::TooFewWords, Caption::TooManyWords];
         filters
             .map(Reason::Filter)
+            .chain(captions.into_iter().map(Reason::Caption))
             .chain(FailureClass::ALL.into_iter().map(Reason::Fetch))
             .chain(pixels::DecodeError::NAMES.into_iter().map(Reason::Decode))
             .chain(images.into_iter().map(Reason::Image))
-            .chain(captions.into_iter().map(Reason::Caption))
             .chain([Duplicate::Exact, Duplicate::Near].into_iter().map(Reason::Duplicate))
     }
 }

@@ -4,7 +4,6 @@ use pixels::{Format, Sharpness};
 use serde::{Deserialize, Serialize};
 use shards::ContentHash;
 
-use crate::caption::Cleaned;
 use crate::reason::Reason;
 use crate::row::{Candidate, Size};
 
@@ -51,8 +50,6 @@ pub struct Measured {
     pub sha256: ContentHash,
     /// Absent where the image was turned down by its header.
     pub pixels: Option<PixelMeasures>,
-    /// The caption, cleaned.
-    pub caption: Cleaned,
     /// Why a rule on this sample alone turns it down, if one does.
     pub rejection: Option<Rejection>,
 }

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::caption::Cleaned;
+
 /// Where a row stands: its source in the recipe and its position in that source's tables taken one after
 /// another. Ordered as the rows are. Its text form is the sample's key, `s00-000001234`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,15 +140,17 @@ impl Size {
     }
 }
 
-/// A row that passed its source's filter: what is to be fetched, and what the table says about it.
+/// A row that passed its source's filter and the rules for captions: what is to be fetched, and what the table says about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// The row, and thereby the sample's key.
     pub key: RowId,
     /// As the table has it.
     pub url: String,
-    /// As the table has it, uncleaned.
-    pub caption: String,
+    /// Cleaned.
+    pub caption: Cleaned,
+    /// As the table has it.
+    pub caption_original: String,
     /// The size that the table claims, where it claims one.
     pub claimed: Option<Size>,
     /// Every score of the table that is a finite number.

@@ -37,7 +37,7 @@ pub const VERSION: u32 = 1;
 /// large enough that a host which answers after minutes holds nobody up.
 const WINDOW: usize = 1 << 16;
 
-/// What `index.json` counts. `rows = kept +` the sum of `rejected`.
+/// What `index.json` counts. `rows = kept +` the sum of `reasons`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Totals {
@@ -46,7 +46,7 @@ pub struct Totals {
     /// Samples.
     pub kept: u64,
     /// Rows that are no samples, by reason.
-    pub rejected: Counts,
+    pub reasons: Counts,
 }
 
 /// How a run ended well.
@@ -128,10 +128,10 @@ pub fn curate(recipe: Recipe, folder: &Folder, stop: &Stop) -> Result<Outcome> {
     let collection = Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress };
     let (scanned, ledger, tally) = collection.run(assembler, held, after)?;
 
-    let mut rejected = scanned.rejected;
-    rejected.add_all(&tally.rejected);
-    let totals = Totals { rows: scanned.rows, kept: tally.kept, rejected };
-    if totals.rows != totals.kept + totals.rejected.total() {
+    let mut reasons = scanned.rejected;
+    reasons.add_all(&tally.rejected);
+    let totals = Totals { rows: scanned.rows, kept: tally.kept, reasons };
+    if totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
     }
     samples::publish(&ledger, &folder.root.join(samples::SAMPLES))?;
@@ -156,7 +156,7 @@ pub fn verify(folder: &Folder) -> Result<Totals> {
     let index = folder.index()?.ok_or_else(|| Error::Unfinished { folder: folder.root.clone() })?;
     index.verify_shards(&folder.root)?;
     let totals = &index.totals;
-    if totals.kept != index.count() || totals.rows != totals.kept + totals.rejected.total() {
+    if totals.kept != index.count() || totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root.join("index.json"), "the counts do not add up"));
     }
     samples::verify(&folder.root.join(samples::SAMPLES), totals)?;
@@ -275,7 +275,7 @@ impl Collection<'_> {
     ) -> Scanned {
         let mut scanned = Scanned::default();
         let mut gone = false;
-        let result = scan(self.tables, |batch| {
+        let result = scan(self.tables, &self.recipe.captions, |batch| {
             scanned.rows += batch.rows;
             scanned.rejected.add_all(&batch.rejected);
             for candidate in batch.candidates.into_iter().filter(|c| Some(c.key) > after) {

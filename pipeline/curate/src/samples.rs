@@ -12,7 +12,6 @@ use shards::atomic::AtomicFile;
 use crate::error::{Error, Result};
 use crate::ledger::{Entry, Ledger};
 use crate::record::{Answer, Measured, PixelMeasures, Rejection, Verdict};
-use crate::reason::Reason;
 use crate::row::Score;
 use crate::run::Totals;
 
@@ -71,8 +70,8 @@ fn frame(entries: &[Entry]) -> PolarsResult<DataFrame> {
         text("detail", &|e| Some(rejection(e)?.detail.clone()).filter(|d| !d.is_empty())),
         text("shard", &|e| Some(format!("{:06}.tar", place(e)?.0))),
         whole("place", &|e| Some(place(e)?.1)),
-        text("caption", &|e| Some(measured(e)?.caption.text.clone())),
-        text("caption_original", &|e| Some(e.record.candidate.caption.clone())),
+        text("caption", &|e| Some(e.record.candidate.caption.text.clone())),
+        text("caption_original", &|e| Some(e.record.candidate.caption_original.clone())),
         whole("claimed_width", &|e| Some(e.record.candidate.claimed?.width.into())),
         whole("claimed_height", &|e| Some(e.record.candidate.claimed?.height.into())),
         whole("width", &|e| Some(measured(e)?.size.width.into())),
@@ -129,9 +128,8 @@ pub fn verify(path: &Path, totals: &Totals) -> Result<()> {
     let table = ParquetReader::new(file).with_columns(Some(vec!["reason".into()])).finish().map_err(failed)?;
     let reasons = table.column("reason").and_then(|c| c.str()).map_err(failed)?;
     let kept = reasons.null_count() as u64;
-    let filtered: u64 =
-        totals.rejected.iter().filter(|(r, _)| matches!(r, Reason::Filter(_))).map(|(_, rows)| rows).sum();
-    if kept != totals.kept || table.height() as u64 + filtered != totals.rows {
+    let unasked: u64 = totals.reasons.iter().filter(|(reason, _)| reason.is_of_table()).map(|(_, rows)| rows).sum();
+    if kept != totals.kept || table.height() as u64 + unasked != totals.rows {
         return Err(Error::inconsistent(path, "its rows are not those that the index counts"));
     }
     Ok(())

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 
 use polars::prelude::{BooleanChunked, DataFrame, DataType, NewChunkedArray, PlSmallStr, StringChunked};
 
+use crate::caption;
 use crate::counts::Counts;
 use crate::error::{Error, Result};
 use crate::reason::{Filter, Reason};
-use crate::recipe::RowFilter;
+use crate::recipe::{CaptionRules, RowFilter};
 use crate::row::{Candidate, RowId, Score, Size};
 use crate::table::Field;
 use crate::tables::{OpenSource, Table, Tables};
@@ -32,11 +33,11 @@ pub struct Batch {
 ///
 /// # Errors
 /// [`Error::Table`] for a table that cannot be read to its end.
-pub fn scan(tables: &Tables, mut each: impl FnMut(Batch) -> ControlFlow<()>) -> Result<()> {
+pub fn scan(tables: &Tables, captions: &CaptionRules, mut each: impl FnMut(Batch) -> ControlFlow<()>) -> Result<()> {
     for source in &tables.sources {
         for table in &source.tables {
             for (offset, len) in stretches(&table.row_groups) {
-                if each(Stretch::new(source, table, offset, len).filter()?).is_break() {
+                if each(Stretch::new(source, captions, table, offset, len).filter()?).is_break() {
                     return Ok(());
                 }
             }
@@ -73,6 +74,7 @@ fn stretches(row_groups: &[usize]) -> Vec<(usize, usize)> {
 struct Stretch<'a> {
     source: u16,
     filter: &'a RowFilter,
+    captions: &'a CaptionRules,
     table: &'a Table,
     offset: usize,
     len: usize,
@@ -84,10 +86,17 @@ struct Stretch<'a> {
 }
 
 impl<'a> Stretch<'a> {
-    fn new(source: &'a OpenSource, table: &'a Table, offset: usize, len: usize) -> Stretch<'a> {
+    fn new(
+        source: &'a OpenSource,
+        captions: &'a CaptionRules,
+        table: &'a Table,
+        offset: usize,
+        len: usize,
+    ) -> Stretch<'a> {
         Stretch {
             source: source.index,
             filter: &source.filter,
+            captions,
             table,
             offset,
             len,
@@ -125,9 +134,9 @@ impl<'a> Stretch<'a> {
         self.read_numbers(wanted.collect(), 0, self.len)?;
 
         if let Some((width, height)) = sizes {
-            let missing = self.reason(Filter::SizeMissing);
-            let small = self.reason(Filter::TooSmall);
-            let narrow = self.reason(Filter::AspectRatio);
+            let missing = self.code(Reason::Filter(Filter::SizeMissing));
+            let small = self.code(Reason::Filter(Filter::TooSmall));
+            let narrow = self.code(Reason::Filter(Filter::AspectRatio));
             let least = f64::from(*min_side);
             let sides = self.numbers[width].iter().zip(&self.numbers[height]);
             for (fate, (&width, &height)) in self.fates.iter_mut().zip(sides) {
@@ -145,8 +154,8 @@ impl<'a> Stretch<'a> {
             }
         }
         for (threshold, column) in by_score {
-            let missing = self.reason(Filter::ScoreMissing(threshold.score));
-            let failed = self.reason(Filter::Score(threshold.score));
+            let missing = self.code(Reason::Filter(Filter::ScoreMissing(threshold.score)));
+            let failed = self.code(Reason::Filter(Filter::Score(threshold.score)));
             for (fate, &value) in self.fates.iter_mut().zip(&self.numbers[column]) {
                 if *fate == 0 && !threshold.bound.admits(value) {
                     *fate = if value.is_finite() { failed } else { missing };
@@ -187,12 +196,15 @@ impl<'a> Stretch<'a> {
                 let label = column.as_ref()?.get(at).unwrap_or_default();
                 (!admitted.iter().any(|a| a.eq_ignore_ascii_case(label))).then_some(*reason)
             });
+            let cleaned = caption::clean(caption, &self.captions.rules);
             let reason = if url.trim().is_empty() {
-                Some(Filter::NoUrl)
+                Some(Reason::Filter(Filter::NoUrl))
             } else if caption.trim().is_empty() {
-                Some(Filter::NoCaption)
+                Some(Reason::Filter(Filter::NoCaption))
+            } else if let Some(unwanted) = unwanted {
+                Some(Reason::Filter(unwanted))
             } else {
-                unwanted
+                caption::admit(&cleaned.text, self.captions).err().map(Reason::Caption)
             };
             if let Some(reason) = reason {
                 fates.push((row, reason));
@@ -202,7 +214,8 @@ impl<'a> Stretch<'a> {
             candidates.push(Candidate {
                 key: RowId { source: self.source, row: self.table.first_row + (self.offset + row) as u64 },
                 url: url.trim().to_owned(),
-                caption: caption.to_owned(),
+                caption: cleaned,
+                caption_original: caption.to_owned(),
                 claimed: size.and_then(|(w, h)| claimed(number(w)?, number(h)?)),
                 scores: scores
                     .iter()
@@ -211,14 +224,13 @@ impl<'a> Stretch<'a> {
             });
         }
         for (row, reason) in fates {
-            self.fates[row] = self.reason(reason);
+            self.fates[row] = self.code(reason);
         }
         Ok(candidates)
     }
 
     /// The code of a reason among the fates.
-    fn reason(&mut self, reason: Filter) -> u8 {
-        let reason = Reason::Filter(reason);
+    fn code(&mut self, reason: Reason) -> u8 {
         let at = self.reasons.iter().position(|&known| known == reason).unwrap_or_else(|| {
             self.reasons.push(reason);
             self.reasons.len() - 1
@@ -257,8 +269,7 @@ impl<'a> Stretch<'a> {
     }
 
     fn read_passing(&self, columns: Vec<&str>, passing: &PassingRows) -> Result<DataFrame> {
-        let frame =
-            self.table.read(&unique(columns), self.offset + passing.start, passing.end - passing.start)?;
+        let frame = self.table.read(&unique(columns), self.offset + passing.start, passing.end - passing.start)?;
         let mask = BooleanChunked::from_slice(PlSmallStr::EMPTY, &passing.mask);
         frame.filter(&mask).map_err(|e| self.wrong(e))
     }

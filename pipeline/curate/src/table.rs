@@ -150,17 +150,18 @@ impl Columns {
         let mut found = BTreeMap::new();
         for field in Field::all() {
             let (column, dtype) = match named.get(&field) {
-                Some(name) => columns
-                    .iter()
-                    .find(|(column, _)| column == name)
-                    .ok_or_else(|| format!("has no column {name:?}, which the recipe names as {field}{}", Listed(columns)))?,
+                Some(name) => columns.iter().find(|(column, _)| column == name).ok_or_else(|| {
+                    format!("has no column {name:?}, which the recipe names as {field}{}", Listed(columns))
+                })?,
                 None => match by_known_name(field, kind, columns)? {
                     Some(column) => column,
                     None => continue,
                 },
             };
             if !field.accepts(dtype) {
-                return Err(format!("column {column:?}, the {field}, is of type {dtype}, which cannot be read as such"));
+                return Err(format!(
+                    "column {column:?}, the {field}, is of type {dtype}, which cannot be read as such"
+                ));
             }
             found.insert(field, column.clone());
         }
@@ -225,7 +226,9 @@ fn by_known_name<'a>(
             [] => {}
             [one] => return Ok(Some(one)),
             [(a, _), (b, _), ..] => {
-                return Err(format!("columns {a:?} and {b:?} could both be the {field}; name one under source.columns"));
+                return Err(format!(
+                    "columns {a:?} and {b:?} could both be the {field}; name one under source.columns"
+                ));
             }
         }
     }

@@ -115,10 +115,8 @@ impl Table {
             let row_groups: Vec<usize> = reader.get_metadata()?.row_groups.iter().map(|g| g.num_rows()).collect();
             Ok((schema, row_groups))
         })?;
-        let columns: Vec<(String, DataType)> = schema
-            .iter_values()
-            .map(|field| (field.name.to_string(), DataType::from_arrow_field(field)))
-            .collect();
+        let columns: Vec<(String, DataType)> =
+            schema.iter_values().map(|field| (field.name.to_string(), DataType::from_arrow_field(field))).collect();
         let columns = Columns::find(source.kind, &source.columns, &columns).map_err(wrong)?;
         for field in needed_by(&source.filter) {
             columns.require(field).map_err(wrong)?;
@@ -136,8 +134,7 @@ impl Table {
     /// # Errors
     /// [`Error::Table`] for what cannot be read; a panic inside the reader is one as well.
     pub fn read(&self, columns: &[&str], offset: usize, len: usize) -> Result<DataFrame> {
-        let file =
-            File::open(&self.path).map_err(|e| Error::table(&self.path, format!("cannot be opened: {e}")))?;
+        let file = File::open(&self.path).map_err(|e| Error::table(&self.path, format!("cannot be opened: {e}")))?;
         guarded(&self.path, || {
             ParquetReader::new(file)
                 .with_columns(Some(columns.iter().map(|&c| c.to_owned()).collect()))

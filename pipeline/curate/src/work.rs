@@ -78,7 +78,7 @@ impl Worker {
         let (answer, file) = match fetched {
             Err(failure) => (Answer::None(failed(&failure)), None),
             // A panic costs this image; what the closure borrows is not used by half afterwards.
-            Ok(fetched) => catch_unwind(AssertUnwindSafe(|| measure(&candidate, &fetched.body, &self.recipe)))
+            Ok(fetched) => catch_unwind(AssertUnwindSafe(|| measure(&fetched.body, &self.recipe)))
                 .unwrap_or_else(|_| (Answer::None(panicked()), None)),
         };
         let key = candidate.key;

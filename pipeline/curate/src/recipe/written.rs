@@ -258,7 +258,9 @@ impl WrittenImage {
         let standard = pixels::Limits::default();
         let store = match self.store {
             WrittenStore::Original => Store::Original,
-            WrittenStore::SquareJpeg { side, quality } if (1..=65_535).contains(&side) && (1..=100).contains(&quality) => {
+            WrittenStore::SquareJpeg { side, quality }
+                if (1..=65_535).contains(&side) && (1..=100).contains(&quality) =>
+            {
                 Store::SquareJpeg { side, quality }
             }
             WrittenStore::SquareJpeg { .. } => {
