@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use trainer::Error;
-use trainer::pretrain::{Goal, PretrainRecipe, pretrain};
+use trainer::pretrain::{Desk, Goal, PretrainRecipe, pretrain_model, pretrain_probe};
 
 /// Trains the demo's base model from nothing: autoencoder, text encoders and UNet. Goes on where it stopped.
 #[derive(Parser)]
@@ -26,8 +27,11 @@ struct Arguments {
     /// Threads for torch
     #[arg(long, default_value_t = 1)]
     threads: i32,
-    /// Train nothing: export the checkpoints as they are
+    /// Train the probe that judges pictures of the demo world instead of the model
     #[arg(long)]
+    probe: bool,
+    /// Train nothing: export the model's checkpoints as they are
+    #[arg(long, conflicts_with = "probe")]
     export_only: bool,
     /// Print the recipe as it is understood, and stop
     #[arg(long)]
@@ -57,11 +61,15 @@ fn run(arguments: Arguments) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("listening for signals")?;
     }
     tch::set_num_threads(arguments.threads);
-    let model = arguments.manifest.join(&recipe.model);
     let work = arguments.work.map_or_else(default_work, Ok)?;
-    let goal = if arguments.export_only { Goal::ExportCheckpoints } else { Goal::Train };
-    let exported = pretrain(&recipe, &model, &work, goal, interrupted)?;
-    println!("{}", serde_json::to_string(&exported)?);
+    let desk = Desk::new(&work, Duration::from_secs_f64(60.0 * recipe.checkpoint_minutes), interrupted)?;
+    let done = if arguments.probe {
+        serde_json::to_string(&pretrain_probe(&recipe, &arguments.manifest, &desk)?)?
+    } else {
+        let goal = if arguments.export_only { Goal::ExportCheckpoints } else { Goal::Model };
+        serde_json::to_string(&pretrain_model(&recipe, &arguments.manifest, &desk, goal)?)?
+    };
+    println!("{done}");
     Ok(())
 }
 

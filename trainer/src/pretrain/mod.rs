@@ -2,6 +2,7 @@
 //! are drawn as they are needed.
 //!
 //! ```text
+//! probe  scenes                                 -> the classifier that judges
 //! vae    windows of scenes                      -> autoencoder
 //! pool   scenes -> autoencoder                  -> latents of variance one
 //! text   captions -> the probe's questions      -> text encoders
@@ -15,17 +16,16 @@ mod denoiser;
 mod desk;
 mod latents;
 mod pictures;
+mod probe;
 mod recipe;
 mod text;
 mod vae;
 
+pub use desk::Desk;
 pub use pictures::pictures;
 pub use recipe::PretrainRecipe;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use encode::VaeConfig;
 use nn::Params;
@@ -33,12 +33,13 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use self::denoiser::Denoiser;
-use self::desk::Desk;
 use self::latents::Pool;
+use self::probe::train_probe;
 use self::text::TextEncoders;
 use self::vae::VaePhase;
 use crate::optimizer::Optimizer;
 use crate::Result;
+use crate::probe::questions::Accuracy;
 
 /// Streams of random numbers that never meet.
 #[derive(Clone, Copy, Debug)]
@@ -48,14 +49,16 @@ enum Stream {
     Text,
     Captions,
     UNet,
+    Probe,
+    Exam,
 }
 
 /// How far to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// Train what is left and export it.
-    Train,
-    /// Export the checkpoints as they are.
+    /// Train what is left of the model and export it.
+    Model,
+    /// Export the model's checkpoints as they are.
     ExportCheckpoints,
 }
 
@@ -70,48 +73,46 @@ pub struct Exported {
     pub scaling_factor: f64,
 }
 
-/// Pretrains the model of `recipe`, whose folder is `model`, with checkpoints in `work`.
-pub fn pretrain(
-    recipe: &PretrainRecipe,
-    model: &Path,
-    work: &Path,
-    goal: Goal,
-    interrupted: Arc<AtomicBool>,
-) -> Result<Exported> {
-    let minutes = Duration::from_secs_f64(60.0 * recipe.checkpoint_minutes);
-    let desk = Desk::new(work, minutes, interrupted)?;
-    let train = goal == Goal::Train;
+/// Trains the probe of `recipe`, which lies in the folder `manifest`, and examines it on held-out scenes.
+pub fn pretrain_probe(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk) -> Result<Accuracy> {
+    train_probe(recipe, desk, &manifest.join(&recipe.probe.file))
+}
+
+/// Pretrains the model of `recipe`, which lies in the folder `manifest`.
+pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goal: Goal) -> Result<Exported> {
+    let train = goal == Goal::Model;
+    let model = &manifest.join(&recipe.model);
 
     let vae_config = VaeConfig::read(&model.join("vae"))?;
     desk.pin("vae", &json!({ "seed": recipe.seed, "resolution": recipe.resolution, "config": vae_config }))?;
     let mut vae = VaePhase::new(recipe, &VaeConfig { scaling_factor: 1.0, ..vae_config })?;
     if train {
-        vae.train(&desk)?;
+        vae.train(desk)?;
     }
-    let (vae, vae_params, vae_updates) = vae.finish(&desk)?;
-    let pool = Pool::open(&desk, recipe, &vae, vae_updates)?;
+    let (vae, vae_params, vae_updates) = vae.finish(desk)?;
+    let pool = Pool::open(desk, recipe, &vae, vae_updates)?;
 
     let text = TextEncoders::new(model, recipe.seed)?;
     if train {
-        text.train(recipe, &desk)?;
+        text.train(recipe, desk)?;
     }
     desk.pin("unet", &json!({ "seed": recipe.seed, "latents": recipe.latents, "vae_updates": vae_updates }))?;
     let mut denoiser = Denoiser::new(recipe, model, text)?;
     if train {
-        denoiser.train(&desk, &pool)?;
+        denoiser.train(desk, &pool)?;
     }
-    let (unet_params, text, unet_updates) = denoiser.finish(&desk)?;
+    let (unet_params, text, unet_updates) = denoiser.finish(desk)?;
 
-    export(&vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
-    export(&text.params, &model.join("text_encoder/model.safetensors"))?;
-    export(&text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
-    export(&unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
+    save_half(&vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
+    save_half(&text.params, &model.join("text_encoder/model.safetensors"))?;
+    save_half(&text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
+    save_half(&unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
     set_scaling_factor(&model.join("vae/config.json"), pool.scaling_factor)?;
     Ok(Exported { vae_updates, unet_updates, scaling_factor: pool.scaling_factor })
 }
 
 /// Writes the weights in fp16.
-fn export(params: &Params, path: &Path) -> Result<()> {
+fn save_half(params: &Params, path: &Path) -> Result<()> {
     let half: Vec<(&str, Tensor)> = params.iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Half))).collect();
     Ok(nn::save(path, half.iter().map(|(name, tensor)| (*name, tensor)), &[])?)
 }

@@ -18,6 +18,8 @@ pub struct PretrainRecipe {
     pub resolution: u32,
     /// Minutes between checkpoints.
     pub checkpoint_minutes: f64,
+    /// The probe that judges what is drawn.
+    pub probe: ProbeRecipe,
     /// The autoencoder.
     pub vae: VaeRecipe,
     /// What the UNet learns from.
@@ -44,6 +46,18 @@ pub struct Updates {
     pub ema_decay: f64,
 }
 
+/// The phase of the probe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRecipe {
+    /// The file of its weights, relative to the recipe.
+    pub file: String,
+    /// Pictures in one update.
+    pub batch: usize,
+    /// Weights' updates.
+    pub updates: Updates,
+}
+
 /// The phase of the autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,8 +72,10 @@ pub struct VaeRecipe {
     pub whole_steps: u64,
     /// See `whole_steps`.
     pub whole_batch: usize,
-    /// Weight of the differences between neighbouring pixels beside the pixels themselves.
-    pub gradient_weight: f64,
+    /// Weight of the pixels' squared errors beside their absolute ones.
+    pub squares_weight: f64,
+    /// Weight of the absolute errors of the differences between neighbouring pixels.
+    pub slopes_weight: f64,
     /// Weight of the divergence from the unit normal distribution, per element.
     pub kl_weight: f64,
 }
@@ -107,7 +123,7 @@ impl PretrainRecipe {
     fn check(&self) -> std::result::Result<(), String> {
         let refuse = |why: String| Err(why);
         for (phase, updates) in
-            [("vae", &self.vae.updates), ("text", &self.text.updates), ("unet", &self.unet.updates)]
+            [("probe", &self.probe.updates), ("vae", &self.vae.updates), ("text", &self.text.updates), ("unet", &self.unet.updates)]
         {
             if updates.steps == 0 || updates.warmup_steps + updates.cooldown_steps > updates.steps {
                 return refuse(format!(
@@ -131,7 +147,7 @@ impl PretrainRecipe {
         if self.vae.whole_steps > self.vae.updates.steps {
             return refuse(format!("vae.whole_steps is {}, more than all steps", self.vae.whole_steps));
         }
-        if [self.vae.windows, self.vae.whole_batch, self.text.batch, self.unet.batch].contains(&0)
+        if [self.probe.batch, self.vae.windows, self.vae.whole_batch, self.text.batch, self.unet.batch].contains(&0)
             || self.latents.count == 0
         {
             return refuse("a batch or the pool of latents is empty".into());

@@ -97,7 +97,7 @@ pub fn choices(logits: &Tensor) -> Tensor {
 }
 
 /// How well answers fit what captions ask for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Accuracy {
     /// The share of things asked for that are there.
     pub things: f64,
