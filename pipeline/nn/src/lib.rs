@@ -41,6 +41,8 @@ mod lora;
 mod params;
 mod save;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use attention::{Masking, attention};
