@@ -2,7 +2,10 @@
 
 #[path = "../common/hashed.rs"]
 mod hashed;
+mod model;
+mod program;
 mod schedulers;
+mod single_file;
 mod unet;
 
 use std::path::PathBuf;

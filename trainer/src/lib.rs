@@ -10,8 +10,8 @@ pub mod distill;
 pub mod draw;
 mod error;
 pub mod flow;
-pub mod model;
 pub mod lora_file;
+pub mod model;
 pub mod objectives;
 pub mod optimizer;
 pub mod pretrain;
@@ -20,6 +20,7 @@ pub mod recipe;
 pub mod sample;
 pub mod schedulers;
 mod settings;
+pub mod single_file;
 pub mod unet;
 
 pub use error::{Error, Result};

@@ -1,4 +1,5 @@
-//! LoRA files as users have them: kohya's `lora_unet_*` names and diffusers' or peft's dotted ones, alpha honoured.
+//! LoRA files as users have them: kohya's `lora_unet_*` names (of diffusers' modules or of the reference
+//! implementation's) and diffusers' or peft's dotted ones, alpha honoured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,6 +7,8 @@ use std::path::Path;
 use nn::{Adapters, Lora, Params, Weights};
 use tch::Tensor;
 
+use crate::single_file::Names;
+use crate::unet::{UNet, UNetConfig};
 use crate::{Error, Result};
 
 /// The low-rank branches of one or more files, by the UNet's module paths.
@@ -34,12 +37,13 @@ const ENDINGS: [(&str, Part); 7] = [
 ];
 
 impl LoraStack {
-    /// Adds a file's branches at a strength. `unet` are the parameters of the UNet that they are for; its values are
-    /// not looked at. Tensors that match no module, and modules that lack a half, are listed in the error.
-    pub fn add(&mut self, file: &Path, strength: f64, unet: &Params) -> Result<()> {
+    /// Adds a file's branches at a strength, for a UNet of the given shape. Tensors that match no module, and modules
+    /// that lack a half, are listed in the error.
+    pub fn add(&mut self, file: &Path, strength: f64, unet: &UNetConfig) -> Result<()> {
         let wrong = |reason: String| Error::Document { path: file.to_owned(), reason };
         let weights = Weights::open(file)?;
-        let modules = Modules::new(unet);
+        let (_, parameters) = Weights::shapes_only().build(|scope| UNet::new(scope, unet))?;
+        let modules = Modules::new(&parameters, &Names::unet(unet));
         let mut found: BTreeMap<String, BTreeMap<Part, &str>> = BTreeMap::new();
         let mut unmatched = Vec::new();
         for name in weights.names() {
@@ -73,6 +77,9 @@ impl LoraStack {
             let down = weights.tensor(parts[&Part::Down])?;
             let up = weights.tensor(parts[&Part::Up])?;
             let rank = down.size().first().copied().unwrap_or(0);
+            if rank == 0 {
+                return Err(wrong(format!("`{}` has no rank", parts[&Part::Down])));
+            }
             let alpha = match parts.get(&Part::Alpha) {
                 Some(name) => scalar(&weights.tensor(name)?).ok_or_else(|| wrong(format!("`{name}` is no number")))?,
                 None => rank as f64,
@@ -95,29 +102,27 @@ impl LoraStack {
         };
         Adapters::Given(self.branches.into_iter().map(|(path, branches)| (path, merge(branches))).collect())
     }
-
-    /// Whether no file was added.
-    pub fn is_empty(&self) -> bool {
-        self.branches.is_empty()
-    }
 }
 
 /// The modules of a UNet that can carry an adapter.
 struct Modules {
     /// Path -> the shape of the weight.
     shapes: BTreeMap<String, Vec<i64>>,
-    /// kohya's name, dots written as underscores -> path.
+    /// kohya's name, dots written as underscores, in diffusers' spelling and the reference implementation's -> path.
     underscored: BTreeMap<String, String>,
 }
 
 impl Modules {
-    fn new(unet: &Params) -> Self {
+    fn new(unet: &Params, reference: &Names) -> Self {
         let shapes: BTreeMap<String, Vec<i64>> = unet
             .iter()
             .filter(|(_, tensor)| tensor.dim() >= 2)
             .filter_map(|(name, tensor)| Some((name.strip_suffix(".weight")?.to_owned(), tensor.size())))
             .collect();
-        let underscored = shapes.keys().map(|path| (path.replace('.', "_"), path.clone())).collect();
+        let spellings = |path: &String| [Some(path.clone()), reference.translate(path)];
+        let underscored = (shapes.keys())
+            .flat_map(|path| spellings(path).into_iter().flatten().map(|name| (name.replace('.', "_"), path.clone())))
+            .collect();
         Self { shapes, underscored }
     }
 

@@ -10,9 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Kind, Tensor};
 use trainer::draw::{sample_noise, step_noise};
 use trainer::sample::{
-    LoraChoice, MicroCondition, Parameters, Pipeline, Size, Start, latents_to_npy, noise_from_npy, read_image,
-    write_png,
+    LoraChoice, MicroCondition, ModelChoice, Parameters, Pipeline, Size, Start, latents_to_npy, noise_from_npy,
+    read_image, write_png,
 };
+use trainer::schedulers::{Algorithm, PredictionType, TimestepSpacing};
 use trainer::{Error, Result};
 
 /// Draws images from prompts with a model in diffusers' layout.
@@ -57,6 +58,18 @@ struct Arguments {
     /// A LoRA file in kohya's or diffusers' names, and its strength; may be repeated
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
     lora: Vec<LoraChoice>,
+    /// Other weights for the model: a bare UNet or a single-file checkpoint
+    #[arg(long, value_name = "FILE.safetensors")]
+    weights: Option<PathBuf>,
+    /// Another sampler than the model's
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<Sampler>,
+    /// Another spacing of timesteps than the model's
+    #[arg(long, value_name = "NAME")]
+    timestep_spacing: Option<TimestepSpacing>,
+    /// Another meaning of the model's output than its scheduler says
+    #[arg(long, value_name = "NAME")]
+    prediction_type: Option<PredictionType>,
     /// Unit noise to start from instead of the seed's, [images, channels, h, w]
     #[arg(long, value_name = "FILE.npy")]
     noise: Option<PathBuf>,
@@ -75,6 +88,26 @@ struct Arguments {
     /// The networks' precision [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long)]
     dtype: Option<Dtype>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sampler {
+    Euler,
+    EulerAncestral,
+    Ddim,
+    Lcm,
+}
+
+impl Sampler {
+    /// With the settings that diffusers gives it in SDXL's pipelines.
+    fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Euler => Algorithm::Euler,
+            Self::EulerAncestral => Algorithm::EulerAncestral,
+            Self::Ddim => Algorithm::Ddim { set_alpha_to_one: false, clip: None },
+            Self::Lcm => Algorithm::Lcm { original_inference_steps: 50, timestep_scaling: 10.0, clip: None },
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -97,7 +130,13 @@ impl Dtype {
 fn main() -> ExitCode {
     torch_shim::start_cuda();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .without_time()
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -112,7 +151,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     let default = if device.is_cuda() { Dtype::Bf16 } else { Dtype::F32 };
     let kind = arguments.dtype.unwrap_or(default).kind();
     check(arguments)?;
-    let pipeline = Pipeline::open(&arguments.model, &arguments.lora, kind, device)?;
+    let choice = ModelChoice {
+        folder: arguments.model.clone(),
+        weights: arguments.weights.clone(),
+        loras: arguments.lora.clone(),
+        algorithm: arguments.sampler.map(Sampler::algorithm),
+        timestep_spacing: arguments.timestep_spacing,
+        prediction_type: arguments.prediction_type,
+    };
+    let pipeline = Pipeline::open(&choice, kind, device)?;
     let native = || Error::Argument("the model's config names no sample_size: say --size".to_owned());
     let size = arguments.size.or_else(|| pipeline.native_size()).ok_or_else(native)?;
     let jobs: Vec<(&str, u64)> = (arguments.prompt.iter())

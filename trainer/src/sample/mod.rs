@@ -1,6 +1,6 @@
 //! From prompts to images with a model in diffusers' layout.
 //!
-//! [`Pipeline`] holds the networks of one model folder, LoRA files applied; [`Pipeline::embed`] turns prompts into
+//! [`Pipeline`] holds the networks of one [`ModelChoice`]; [`Pipeline::embed`] turns prompts into
 //! conditions, [`Pipeline::denoise`] noise into latents, [`Pipeline::decode`] latents into pixels.
 
 mod picture;
@@ -9,17 +9,20 @@ mod size;
 pub use picture::{Parameters, latents_to_npy, noise_from_npy, read_image, write_png};
 pub use size::Size;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use encode::{AutoencoderKl, TextEncoders, Tokenizers};
+use encode::{
+    AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection, TextEncoders, Tokenizers, VaeConfig,
+};
 use nn::Weights;
 use tch::{Device, Kind, Tensor};
 
 use crate::condition::Condition;
 use crate::lora_file::LoraStack;
-use crate::schedulers::{Scheduler, SchedulerConfig, Steps};
+use crate::schedulers::{Algorithm, PredictionType, Scheduler, SchedulerConfig, Steps, TimestepSpacing};
+use crate::single_file::{self, Configurations, Part, SingleFile};
 use crate::unet::{UNet, UNetConfig};
-use crate::{Error, Result};
+use crate::{Error, Result, SettingsError};
 
 /// Everything that makes an image from a prompt.
 pub struct Pipeline {
@@ -34,11 +37,28 @@ pub struct Pipeline {
     device: Device,
 }
 
+/// A model folder and what is to be different from it.
+#[derive(Clone, Debug)]
+pub struct ModelChoice {
+    /// The folder, in diffusers' layout.
+    pub folder: PathBuf,
+    /// Other weights: a bare UNet, or a single-file checkpoint, whose other networks are used as well if it holds any.
+    pub weights: Option<PathBuf>,
+    /// LoRA files to apply.
+    pub loras: Vec<LoraChoice>,
+    /// Another sampler.
+    pub algorithm: Option<Algorithm>,
+    /// Another spacing of timesteps.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Another meaning of the UNet's output.
+    pub prediction_type: Option<PredictionType>,
+}
+
 /// A LoRA file and how strongly it is applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraChoice {
     /// The file.
-    pub file: std::path::PathBuf,
+    pub file: PathBuf,
     /// 1 is as trained.
     pub strength: f64,
 }
@@ -67,37 +87,75 @@ pub enum Start {
 }
 
 impl Pipeline {
-    /// Loads a model folder.
-    pub fn open(model: &Path, loras: &[LoraChoice], kind: Kind, device: Device) -> Result<Self> {
+    /// Loads a model.
+    pub fn open(choice: &ModelChoice, kind: Kind, device: Device) -> Result<Self> {
+        let model = choice.folder.as_path();
         if !model.is_dir() {
             return Err(document(model, "is not a folder; a model is a folder in diffusers' layout"));
         }
-        let scheduler_file = model.join("scheduler/scheduler_config.json");
-        let scheduler = SchedulerConfig::from_json(&read(&scheduler_file)?)
-            .map_err(|error| document(&scheduler_file, error.to_string()))?;
-        let config_file = model.join("unet/config.json");
-        let config =
-            UNetConfig::from_json(&read(&config_file)?).map_err(|error| document(&config_file, error.to_string()))?;
+        let mut scheduler = parse(&model.join("scheduler/scheduler_config.json"), SchedulerConfig::from_json)?;
+        scheduler.algorithm = choice.algorithm.unwrap_or(scheduler.algorithm);
+        scheduler.timestep_spacing = choice.timestep_spacing.unwrap_or(scheduler.timestep_spacing);
+        scheduler.prediction_type = choice.prediction_type.unwrap_or(scheduler.prediction_type);
+        let config = parse(&model.join("unet/config.json"), UNetConfig::from_json)?;
         let tokenizers = Tokenizers::open(model)?;
-        let text_encoders = TextEncoders::open(model, kind, device)?;
-        let weights = Weights::open_folder(&model.join("unet"), "diffusion_pytorch_model")?.to(kind, device);
-        let unet = if loras.is_empty() {
-            weights.build(|scope| UNet::new(scope, &config))?.0
-        } else {
-            let (_, shapes) = Weights::shapes_only().build(|scope| UNet::new(scope, &config))?;
-            let mut stack = LoraStack::default();
-            for lora in loras {
-                stack.add(&lora.file, lora.strength, &shapes)?;
-            }
-            weights.build_adapted(stack.into_adapters(), |scope| UNet::new(scope, &config))?.net
-        };
+        let vae_config = VaeConfig::read(&model.join("vae"))?;
         // The published VAE overflows in FP16, and its config says so.
-        let vae_config = encode::VaeConfig::read(&model.join("vae"))?;
         let vae_kind = if kind == Kind::Half && vae_config.force_upcast { Kind::Float } else { kind };
+
+        let (mut single, mut bare) = (None, None);
+        if let Some(file) = &choice.weights {
+            if single_file::is_single_file(file)? {
+                let configurations = Configurations {
+                    unet: config.clone(),
+                    vae: vae_config.clone(),
+                    text_encoder: ClipTextConfig::read(&model.join("text_encoder"))?,
+                    text_encoder_2: ClipTextConfig::read(&model.join("text_encoder_2"))?,
+                };
+                single = Some((SingleFile::open(file, &configurations)?, configurations));
+            } else {
+                bare = Some(file);
+            }
+        }
+        let from = |part| single.as_ref().filter(|(file, _)| file.holds(part));
+
+        let unet_weights = match (from(Part::UNet), bare) {
+            (Some((file, _)), _) => file.weights(Part::UNet, kind, device)?,
+            (None, Some(file)) => Weights::open(file)?.to(kind, device),
+            (None, None) => Weights::open_folder(&model.join("unet"), "diffusion_pytorch_model")?.to(kind, device),
+        };
+        let unet = if choice.loras.is_empty() {
+            unet_weights.build(|scope| UNet::new(scope, &config))?.0
+        } else {
+            let mut stack = LoraStack::default();
+            for lora in &choice.loras {
+                stack.add(&lora.file, lora.strength, &config)?;
+            }
+            unet_weights.build_adapted(stack.into_adapters(), |scope| UNet::new(scope, &config))?.net
+        };
+        let vae = match from(Part::Vae) {
+            Some((file, _)) => {
+                let weights = file.weights(Part::Vae, vae_kind, device)?;
+                weights.build(|scope| AutoencoderKl::new(scope, &vae_config))?.0
+            }
+            None => AutoencoderKl::open(&model.join("vae"), vae_kind, device)?,
+        };
+        let text_encoders = match (from(Part::TextEncoder), from(Part::TextEncoder2)) {
+            (Some((file, configurations)), Some(_)) => TextEncoders::new(
+                (file.weights(Part::TextEncoder, kind, device)?)
+                    .build(|scope| ClipTextModel::new(scope, &configurations.text_encoder))?
+                    .0,
+                (file.weights(Part::TextEncoder2, kind, device)?)
+                    .build(|scope| ClipTextModelWithProjection::new(scope, &configurations.text_encoder_2))?
+                    .0,
+                device,
+            ),
+            _ => TextEncoders::open(model, kind, device)?,
+        };
         Ok(Self {
             unet,
             scheduler: Scheduler::new(scheduler),
-            vae: AutoencoderKl::open(&model.join("vae"), vae_kind, device)?,
+            vae,
             tokenizers,
             text_encoders,
             zeros_for_empty_prompt: encode::prompt::zeros_for_empty_prompt(model)?,
@@ -260,7 +318,8 @@ fn document(path: &Path, reason: impl Into<String>) -> Error {
     Error::Document { path: path.to_owned(), reason: reason.into() }
 }
 
-fn read(path: &Path) -> Result<String> {
-    // A missing file of a model is the user's to put right, like a wrong one.
-    std::fs::read_to_string(path).map_err(|error| document(path, error.to_string()))
+/// Reads a configuration. A missing file of a model is the user's to put right, like a wrong one.
+fn parse<T>(path: &Path, from_json: fn(&str) -> std::result::Result<T, SettingsError>) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|error| document(path, error.to_string()))?;
+    from_json(&text).map_err(|error| document(path, error.to_string()))
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
@@ -41,7 +42,7 @@ pub enum SchedulerError {
 }
 
 /// What the model's output stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
     /// The noise.
@@ -50,11 +51,12 @@ pub enum PredictionType {
     Sample,
     /// Salimans and Ho's velocity.
     #[serde(rename = "v_prediction")]
+    #[value(name = "v_prediction")]
     V,
 }
 
 /// How the timesteps of a run lie among the training timesteps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
     /// From a fixed offset upwards.
