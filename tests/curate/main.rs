@@ -1,1 +1,7 @@
-//! What `curate` does, seen from outside.
+//! What `curate` does, seen from outside: the real program, real tables, a real server on loopback.
+
+mod bad_input;
+mod resume;
+mod rows;
+mod server;
+mod world;

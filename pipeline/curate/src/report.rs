@@ -1,20 +1,210 @@
 //! `report.html`: a run at a glance, in one file without scripts or links.
 
+mod survey;
+
+use std::fmt::Write;
 use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use html_escape::encode_text;
+use pixels::{Anchor, Limits};
+use shards::ShardReader;
+use shards::atomic::write_atomic;
+use shards::index::SHARDS;
 
 use crate::error::Result;
 use crate::ledger::Ledger;
+use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::run::Totals;
+use survey::{Histogram, Picture, Survey};
 
 /// The file's name in `RUN/curated`.
 pub const REPORT: &str = "report.html";
 
+const THUMBNAIL_SIDE: u32 = 160;
+const HOSTS: usize = 12;
+
+const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>curate: report</title>\n<style>
+:root { color-scheme: light dark; --kept: #2a7f9e; --lost: #c9814a; --line: #8888; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; } td { padding: .1rem .6rem .1rem 0; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; width: 7rem; } td.bar { width: 50%; }
+.bar div { height: .8rem; min-width: 1px; border-radius: 2px; background: var(--lost); } .kept .bar div { background: var(--kept); }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem 2rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: .8rem; }
+figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; } img { display: block; width: 100%; border-radius: 3px; }
+svg { width: 100%; } svg text { font-size: 10px; fill: currentColor; } .k { fill: var(--kept); } .l { fill: var(--lost); }
+.t { stroke: currentColor; stroke-dasharray: 3 2; } .key { color: var(--kept); } .key2 { color: var(--lost); }
+</style>\n";
+
 /// Publishes the report.
 ///
 /// # Errors
-/// [`Error::Storage`](crate::error::Error::Storage).
+/// [`Error::Storage`](crate::error::Error::Storage), also where a shard cannot be read for its thumbnails.
 pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, folder: &Path) -> Result<()> {
-    let _ = (ledger, recipe, totals, folder);
+    let mut survey = Survey::new(recipe);
+    ledger.entries(|entry| {
+        survey.note(&entry);
+        Ok(())
+    })?;
+    let mut html = String::from(HEAD);
+    funnel(&mut html, totals);
+    sizes(&mut html, &survey);
+    histograms(&mut html, &survey.histograms);
+    hosts(&mut html, &survey);
+    pictures(&mut html, "The sharpest samples", &survey.sharpest, folder)?;
+    pictures(&mut html, "The least sharp samples", &survey.blurriest, folder)?;
+    let _ = write!(html, "<h2>The recipe</h2>\n<pre>{}</pre>\n</html>\n", encode_text(&recipe.to_toml()));
+    Ok(write_atomic(folder.join(REPORT), html.as_bytes())?)
+}
+
+fn funnel(html: &mut String, totals: &Totals) {
+    let Totals { rows, kept, reasons } = totals;
+    let share = |n: u64| 100.0 * n as f64 / (*rows).max(1) as f64;
+    let _ = write!(
+        html,
+        "<h1>{kept} samples of {rows} rows</h1>\n<p>Every row has one fate, the first that applied: \
+         {rows} = {kept} kept + {} not kept.</p>\n<h2>What became of the rows</h2>\n<table>\n",
+        reasons.total()
+    );
+    let mut line = |class: &str, name: &str, n: u64| {
+        let _ = writeln!(
+            html,
+            "<tr class=\"{class}\"><td>{name}</td><td class=\"n\">{n}</td><td class=\"n\">{0:.1} %</td>\
+             <td class=\"bar\"><div style=\"width:{0:.2}%\"></div></td></tr>",
+            share(n)
+        );
+    };
+    let mut left = *rows;
+    let stages: [(&str, fn(Reason) -> bool); 4] = [
+        ("left after the tables' own values and captions", Reason::is_of_table),
+        ("left after fetching", |r| matches!(r, Reason::Fetch(_))),
+        ("left after decoding", |r| matches!(r, Reason::Decode(_))),
+        ("kept", |r| matches!(r, Reason::Image(_) | Reason::Duplicate(_))),
+    ];
+    line("kept", "rows", left);
+    for (name, belongs) in stages {
+        for (reason, n) in reasons.iter().filter(|(reason, _)| belongs(*reason)) {
+            line("", &reason.to_string(), n);
+            left -= n;
+        }
+        line("kept", name, left);
+    }
+    html.push_str("</table>\n");
+}
+
+fn sizes(html: &mut String, survey: &Survey) {
+    if survey.swapped_sizes > 0 {
+        let _ = writeln!(
+            html,
+            "<h2>Sizes that the tables claim</h2>\n<p>{} of {} images have the width that the table calls their height and \
+             the other way round, as the first LAION releases do.</p>",
+            survey.swapped_sizes, survey.claimed_sizes
+        );
+    }
+}
+
+fn histograms(html: &mut String, histograms: &[Histogram]) {
+    html.push_str(
+        "<h2>How it is spread</h2>\n<p><span class=\"key\">&#9632;</span> kept <span class=\"key2\">&#9632;</span> \
+         downloaded and not kept; dashed: the recipe's threshold.</p>\n<div class=\"grid\">\n",
+    );
+    for histogram in histograms.iter().filter(|h| !h.bins.is_empty()) {
+        html.push_str(&svg(histogram));
+    }
+    html.push_str("</div>\n");
+}
+
+/// Stacked bars, kept below rejected, with the axis' ends and the thresholds named.
+fn svg(histogram: &Histogram) -> String {
+    const WIDTH: f64 = 300.0;
+    const HEIGHT: f64 = 90.0;
+    let Histogram { quantity, thresholds, bins } = histogram;
+    let positions = thresholds.iter().map(|&t| quantity.position(t));
+    let first = bins.keys().map(|&b| f64::from(b)).chain(positions.clone()).fold(f64::INFINITY, f64::min).floor();
+    let last = bins.keys().map(|&b| f64::from(b + 1)).chain(positions).fold(f64::NEG_INFINITY, f64::max).ceil();
+    let x = |position: f64| WIDTH * (position - first) / (last - first).max(1.0);
+    let most = bins.values().map(|(kept, lost)| kept + lost).max().unwrap_or(1).max(1) as f64;
+    let mut svg = format!("<figure><svg viewBox=\"0 -12 {WIDTH} {}\" role=\"img\">", HEIGHT + 26.0);
+    for (&bin, &(kept, lost)) in bins {
+        let (left, width) = (x(bin.into()), (x(f64::from(bin) + 1.0) - x(bin.into()) - 0.5).max(0.5));
+        let (kept, lost) = (HEIGHT * kept as f64 / most, HEIGHT * lost as f64 / most);
+        for (class, top, height) in [("k", HEIGHT - kept, kept), ("l", HEIGHT - kept - lost, lost)] {
+            if height > 0.0 {
+                let _ = write!(
+                    svg,
+                    "<rect class=\"{class}\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"/>"
+                );
+            }
+        }
+    }
+    for &threshold in thresholds {
+        let at = x(quantity.position(threshold));
+        let _ = write!(
+            svg,
+            "<line class=\"t\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{HEIGHT}\"/>\
+             <text x=\"{at:.1}\" y=\"-3\" text-anchor=\"middle\">{threshold}</text>"
+        );
+    }
+    let (low, high) = (number(quantity.value(first)), number(quantity.value(last)));
+    let _ = write!(
+        svg,
+        "<text x=\"0\" y=\"{0}\">{low}</text><text x=\"{WIDTH}\" y=\"{0}\" text-anchor=\"end\">{high}</text></svg>\
+         <figcaption>{1}</figcaption></figure>\n",
+        HEIGHT + 12.0,
+        quantity.title()
+    );
+    svg
+}
+
+fn number(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+fn hosts(html: &mut String, survey: &Survey) {
+    if survey.failures_by_host.is_empty() {
+        return;
+    }
+    let mut hosts: Vec<_> = survey.failures_by_host.iter().collect();
+    hosts.sort_by_key(|(host, n)| (std::cmp::Reverse(**n), *host));
+    let _ = writeln!(html, "<h2>Hosts with most failures</h2>\n<table>");
+    for (host, n) in hosts.iter().take(HOSTS) {
+        let _ = writeln!(html, "<tr><td>{}</td><td class=\"n\">{n}</td></tr>", encode_text(host));
+    }
+    html.push_str("</table>\n");
+}
+
+fn pictures(html: &mut String, title: &str, pictures: &[Picture], folder: &Path) -> Result<()> {
+    if pictures.is_empty() {
+        return Ok(());
+    }
+    let _ = writeln!(html, "<h2>{title}</h2>\n<div class=\"pictures\">");
+    for picture in pictures {
+        let _ = writeln!(
+            html,
+            "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{}\"><figcaption>{:.1} &middot; {} &middot; {}</figcaption></figure>",
+            STANDARD.encode(thumbnail(picture, folder)?),
+            picture.sharpness,
+            picture.key,
+            encode_text(&picture.caption),
+        );
+    }
+    html.push_str("</div>\n");
     Ok(())
+}
+
+/// The middle of a sample as a small JPEG; empty where it does not decode, which its shard's check would tell.
+fn thumbnail(picture: &Picture, folder: &Path) -> Result<Vec<u8>> {
+    let path = folder.join(SHARDS).join(format!("{:06}.tar", picture.shard));
+    let sample = ShardReader::open(path)?.nth(picture.place as usize).transpose()?;
+    let image = sample.iter().flat_map(|s| &s.parts).find(|part| !matches!(part.ext.as_str(), "json" | "txt"));
+    // Whatever was kept once was within the recipe's limits.
+    let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };
+    let decoded = image.and_then(|part| pixels::decode(&part.bytes, &limits).ok());
+    Ok(decoded.map_or(Vec::new(), |image| {
+        pixels::encode_jpeg(&pixels::fit_square(&image, THUMBNAIL_SIDE, Anchor::CENTER).image, 80)
+    }))
 }

@@ -1,0 +1,190 @@
+//! What the report tells, gathered in one pass over the ledger.
+
+use std::collections::BTreeMap;
+
+use url::Url;
+
+use crate::ledger::Entry;
+use crate::reason::Reason;
+use crate::recipe::Recipe;
+use crate::record::{Answer, Measured, Verdict};
+use crate::row::{Candidate, RowId, Score};
+
+/// Thumbnails of each kind.
+const PICTURES: usize = 8;
+
+/// What was found in the ledger.
+#[derive(Debug)]
+pub struct Survey {
+    /// One for each quantity, with the thresholds that the recipe sets on it.
+    pub histograms: Vec<Histogram>,
+    /// Rows that failed to be fetched, by host.
+    pub failures_by_host: BTreeMap<String, u64>,
+    /// Images whose real width and height are the table's height and width.
+    pub swapped_sizes: u64,
+    /// Images with a claimed size.
+    pub claimed_sizes: u64,
+    /// The sharpest samples, sharpest first.
+    pub sharpest: Vec<Picture>,
+    /// The least sharp samples, least sharp first.
+    pub blurriest: Vec<Picture>,
+}
+
+/// A sample to be shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// Its key.
+    pub key: RowId,
+    /// Its caption.
+    pub caption: String,
+    /// Whole-image sharpness.
+    pub sharpness: f64,
+    /// Number of its shard.
+    pub shard: u64,
+    /// Position in it.
+    pub place: u64,
+}
+
+/// How a quantity is spread over kept and rejected images.
+#[derive(Debug)]
+pub struct Histogram {
+    /// What is counted.
+    pub quantity: Quantity,
+    /// Values of the recipe's thresholds on it.
+    pub thresholds: Vec<f64>,
+    /// Images by bin: kept, rejected.
+    pub bins: BTreeMap<i32, (u64, u64)>,
+}
+
+/// A quantity that an image has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantity {
+    /// Shorter side in pixels.
+    MinSide,
+    /// [`pixels::Sharpness::whole`].
+    SharpnessWhole,
+    /// [`pixels::Sharpness::tile`].
+    SharpnessTile,
+    /// [`pixels::Sharpness::detail`].
+    SharpnessDetail,
+    /// A published score.
+    Score(Score),
+}
+
+impl Quantity {
+    /// What the axis says.
+    pub fn title(self) -> String {
+        match self {
+            Quantity::MinSide => "shorter side, pixels".into(),
+            Quantity::SharpnessWhole => "sharpness of the whole".into(),
+            Quantity::SharpnessTile => "sharpness of the sharpest tiles".into(),
+            Quantity::SharpnessDetail => "detail at full resolution".into(),
+            Quantity::Score(score) => score.to_string(),
+        }
+    }
+
+    /// Position of a value on the axis, in bins: linear for scores, quarter octaves for the rest.
+    pub fn position(self, value: f64) -> f64 {
+        match self {
+            Quantity::Score(Score::AestheticV1 | Score::AestheticV2) => value * 4.0,
+            Quantity::Score(_) => value * 40.0,
+            _ => value.max(1.0 / 1024.0).log2() * 4.0,
+        }
+    }
+
+    /// The value at a position, the inverse of [`position`](Quantity::position).
+    pub fn value(self, position: f64) -> f64 {
+        match self {
+            Quantity::Score(Score::AestheticV1 | Score::AestheticV2) => position / 4.0,
+            Quantity::Score(_) => position / 40.0,
+            _ => (position / 4.0).exp2(),
+        }
+    }
+
+    fn of(self, candidate: &Candidate, measured: &Measured) -> Option<f64> {
+        let sharpness = measured.pixels.map(|p| p.sharpness);
+        match self {
+            Quantity::MinSide => Some(f64::from(measured.size.min_side())),
+            Quantity::SharpnessWhole => Some(sharpness?.whole),
+            Quantity::SharpnessTile => Some(sharpness?.tile),
+            Quantity::SharpnessDetail => Some(sharpness?.detail),
+            Quantity::Score(score) => candidate.scores.get(&score).copied(),
+        }
+    }
+}
+
+impl Survey {
+    /// One of an empty ledger.
+    pub fn new(recipe: &Recipe) -> Survey {
+        let sharpness = recipe.sharpness;
+        let quantities = [
+            (Quantity::MinSide, vec![f64::from(recipe.image.min_side)]),
+            (Quantity::SharpnessWhole, vec![sharpness.min_whole]),
+            (Quantity::SharpnessTile, vec![sharpness.min_tile]),
+            (Quantity::SharpnessDetail, vec![sharpness.min_detail]),
+        ];
+        let scores = Score::ALL.map(|score| {
+            let thresholds = recipe.sources.iter().flat_map(|source| &source.filter.scores);
+            (Quantity::Score(score), thresholds.filter(|t| t.score == score).map(|t| t.bound.limit()).collect())
+        });
+        let histograms = quantities.into_iter().chain(scores).map(|(quantity, mut thresholds)| {
+            thresholds.retain(|&limit| limit > 0.0);
+            thresholds.sort_by(f64::total_cmp);
+            thresholds.dedup();
+            Histogram { quantity, thresholds, bins: BTreeMap::new() }
+        });
+        Survey {
+            histograms: histograms.collect(),
+            failures_by_host: BTreeMap::new(),
+            swapped_sizes: 0,
+            claimed_sizes: 0,
+            sharpest: Vec::new(),
+            blurriest: Vec::new(),
+        }
+    }
+
+    /// Adds a row.
+    pub fn note(&mut self, entry: &Entry) {
+        let candidate = &entry.record.candidate;
+        if let Verdict::Rejected(rejection) = &entry.verdict
+            && matches!(rejection.reason, Reason::Fetch(_))
+        {
+            let host = Url::parse(&candidate.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+            *self.failures_by_host.entry(host.unwrap_or_else(|| "(no host)".into())).or_default() += 1;
+        }
+        let Answer::Image(measured) = &entry.record.answer else { return };
+        for histogram in &mut self.histograms {
+            if let Some(value) = histogram.quantity.of(candidate, measured) {
+                let bin = histogram.bins.entry(histogram.quantity.position(value).floor() as i32).or_default();
+                match entry.verdict {
+                    Verdict::Kept { .. } => bin.0 += 1,
+                    Verdict::Rejected(_) => bin.1 += 1,
+                }
+            }
+        }
+        if let Some(claimed) = candidate.claimed {
+            let real = measured.size;
+            self.claimed_sizes += 1;
+            let swapped = claimed.width == real.height && claimed.height == real.width && real.width != real.height;
+            self.swapped_sizes += u64::from(swapped);
+        }
+        if let (Verdict::Kept { shard, place }, Some(pixels)) = (&entry.verdict, measured.pixels) {
+            let picture = Picture {
+                key: candidate.key,
+                caption: candidate.caption.text.clone(),
+                sharpness: pixels.sharpness.whole,
+                shard: *shard,
+                place: *place,
+            };
+            insert(&mut self.sharpest, picture.clone(), |a, b| a > b);
+            insert(&mut self.blurriest, picture, |a, b| a < b);
+        }
+    }
+}
+
+/// Inserts where no earlier one comes `before` it, and keeps the first few.
+fn insert(pictures: &mut Vec<Picture>, picture: Picture, before: fn(f64, f64) -> bool) {
+    let at = pictures.partition_point(|p| !before(picture.sharpness, p.sharpness));
+    pictures.insert(at, picture);
+    pictures.truncate(PICTURES);
+}

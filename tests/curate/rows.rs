@@ -1,0 +1,157 @@
+//! What becomes of rows.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::server::{Answer, Server};
+use crate::world::{Row, World, jpeg};
+
+fn reasons(world: &World) -> BTreeMap<String, u64> {
+    let totals = world.index().totals;
+    let reasons: BTreeMap<String, u64> = serde_json::from_value(totals["reasons"].clone()).unwrap();
+    let rows = totals["rows"].as_u64().unwrap();
+    assert_eq!(rows, totals["kept"].as_u64().unwrap() + reasons.values().sum::<u64>(), "{totals}");
+    reasons
+}
+
+#[test]
+fn every_row_ends_in_one_place_and_a_second_run_asks_nobody() {
+    let world = World::empty();
+    let server = &world.server;
+    let good = |n: u64| server.route(&format!("/good{n}.jpg"), Answer::ok(jpeg(256, 256, n)));
+    let caption = "a fine picture";
+    let with = |change: &dyn Fn(&mut Row)| {
+        let mut row = Row::new(format!("http://127.0.0.1:{}/never", server.port), caption);
+        change(&mut row);
+        row
+    };
+    let mut cut = jpeg(256, 256, 3);
+    cut.truncate(cut.len() / 2);
+    let rows = [
+        Row::new(good(1), "  a &amp;quot;fine&amp;quot;   picture "),
+        with(&|r| r.width = Some(64.0)),
+        with(&|r| r.width = Some(f64::NAN)),
+        with(&|r| r.height = None),
+        with(&|r| r.height = Some(f64::INFINITY)),
+        with(&|r| r.score = Some(5.5)),
+        with(&|r| r.score = None),
+        with(&|r| r.score = Some(f32::NAN)),
+        with(&|r| r.score = Some(f32::INFINITY)),
+        with(&|r| r.url = None),
+        with(&|r| r.url = Some(" ".into())),
+        with(&|r| r.text = None),
+        with(&|r| r.text = Some("ab".into())),
+        Row::new("not a url".into(), caption),
+        Row::new("file:///etc/passwd".into(), caption),
+        Row::new("http://169.254.169.254/latest/meta-data".into(), caption),
+        Row::new(server.route("/missing.jpg", Answer::status(404)), caption),
+        Row::new(server.route("/robots.jpg", Answer::ok(jpeg(256, 256, 2)).with("X-Robots-Tag", "noai")), caption),
+        Row::new(server.route("/page.jpg", Answer::ok(b"<html>no</html>".to_vec())), caption),
+        Row::new(server.route("/cut.jpg", Answer::ok(cut)), caption),
+        Row::new(server.route("/small.jpg", Answer::ok(jpeg(256, 128, 4))), caption),
+        Row::new(server.route("/copy.jpg", Answer::ok(jpeg(256, 256, 1))), caption),
+        Row::new(good(5), caption),
+    ];
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("[captions]\nmin_chars = 3");
+    world.curate(&[]).ends_with(0);
+
+    let expected = [
+        ("caption.too_short", 1),
+        ("decode.not_an_image", 1),
+        ("decode.truncated", 1),
+        ("duplicate.exact", 1),
+        ("fetch.blocked_ip", 1),
+        ("fetch.blocked_scheme", 1),
+        ("fetch.invalid_url", 1),
+        ("fetch.not_found", 1),
+        ("fetch.opted_out", 1),
+        ("filter.aesthetic_v2", 1),
+        ("filter.aesthetic_v2_missing", 3),
+        ("filter.no_caption", 1),
+        ("filter.no_url", 2),
+        ("filter.size_missing", 3),
+        ("filter.too_small", 1),
+        ("image.too_small", 1),
+    ];
+    assert_eq!(reasons(&world), expected.map(|(reason, rows)| (reason.to_owned(), rows)).into());
+    assert!(!server.asked().contains_key("/never"), "a row that its table rules out is not asked for");
+
+    let samples = world.samples();
+    assert_eq!(samples.iter().map(|s| s.key.as_str()).collect::<Vec<_>>(), ["s00-000000000", "s00-000000022"]);
+    let first = &samples[0];
+    assert_eq!(first.require("jpg").unwrap(), jpeg(256, 256, 1), "the bytes as they came");
+    assert_eq!(first.require("txt").unwrap(), "a \"fine\" picture".as_bytes());
+    let record: Value = serde_json::from_slice(first.require("json").unwrap()).unwrap();
+    assert_eq!(record["caption_original"], "  a &amp;quot;fine&amp;quot;   picture ");
+    assert_eq!(record["caption_changed_by"], serde_json::json!(["entities", "spaces"]));
+    assert_eq!((record["width"].as_u64(), record["row"].as_u64()), (Some(256), Some(0)));
+    assert_eq!(record["scores"]["aesthetic_v2"], 6.0);
+    assert!(record["sharpness"]["whole"].as_f64().unwrap() > 0.0);
+    let report = fs::read_to_string(world.curated("report.html")).unwrap();
+    assert!(report.contains("2 samples of 23 rows") && report.contains("data:image/jpeg;base64,/9j/"));
+    assert!(!report.contains("<script") && !report.contains("http-equiv"));
+
+    let (before, requests) = (world.snapshot(), server.requests());
+    let again = world.curate(&[]).ends_with(0);
+    assert!(again.stdout().contains("nothing to do"), "{}", again.stdout());
+    assert_eq!((world.snapshot(), server.requests()), (before, requests));
+    world.curate(&["--verify"]).ends_with(0);
+}
+
+#[test]
+fn no_connection_is_made_to_an_address_that_is_not_public() {
+    let world = World::empty();
+    let canary = Server::start();
+    let port = canary.port;
+    let mut urls: Vec<String> = [
+        "127.0.0.1",
+        "127.1",
+        "0x7f000001",
+        "2130706433",
+        "0177.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+    ]
+    .map(|host| format!("http://{host}:{port}/canary"))
+    .into();
+    urls.push(world.server.route("/away", Answer::status(302).with("Location", &format!("http://127.0.0.1:{port}/x"))));
+    let rows: Vec<Row> = urls.into_iter().map(|url| Row::new(url, "a canary in a cage")).collect();
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    assert_eq!(reasons(&world), BTreeMap::from([("fetch.blocked_ip".to_owned(), 11)]));
+    assert_eq!(canary.connections(), 0);
+}
+
+#[test]
+fn the_recipe_may_ask_for_square_jpegs() {
+    let world = World::empty();
+    let url = world.server.route("/wide.jpg", Answer::ok(jpeg(300, 220, 1)));
+    world.laion("laion/a.parquet", &[Row::new(url, "a wide picture")]);
+    world.recipe("");
+    let text = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+    world.document(&text.replace("[image]\n", "[image]\nstore = { square_jpeg = { side = 96, quality = 90 } }\n"));
+    world.curate(&[]).ends_with(0);
+    let samples = world.samples();
+    let image = pixels::decode(samples[0].require("jpg").unwrap(), &pixels::Limits::default()).unwrap();
+    assert_eq!((image.width(), image.height()), (96, 96));
+    let record: Value = serde_json::from_slice(samples[0].require("json").unwrap()).unwrap();
+    assert_eq!((record["width"].as_u64(), record["height"].as_u64()), (Some(300), Some(220)), "of the original");
+}
+
+#[test]
+fn swapped_sizes_are_told() {
+    let world = World::empty();
+    let url = world.server.route("/wide.jpg", Answer::ok(jpeg(300, 220, 1)));
+    let row = Row { width: Some(220.0), height: Some(300.0), ..Row::new(url, "a wide picture") };
+    world.laion("laion/a.parquet", &[row]);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    assert!(fs::read_to_string(world.curated("report.html")).unwrap().contains("1 of 1 images have the width"));
+}
