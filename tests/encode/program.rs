@@ -12,7 +12,7 @@ use shards::{ContentHash, Fingerprint, Index, Sample, ShardReader, ShardWriter};
 use super::fixture;
 
 const MODEL_TOML: &str = "base = 'model'\nresolution = 64\ndtype = 'f32'\n\
-    [encode]\ncrop = 'random'\nlatents = 'sample'\nseed = 1\nbatch = 2\n";
+    [encode]\nshape = 'square'\ncrop = 'random'\nlatents = 'sample'\nseed = 1\nbatch = 2\n";
 
 /// A manifest and a run with curated shards, in a folder that goes away.
 struct World {
@@ -42,6 +42,12 @@ impl World {
         fs::write(world.manifest().join("model.toml"), MODEL_TOML).unwrap();
         world.curate(&[(0..5).map(curated).collect(), (5..8).map(curated).collect()]);
         world
+    }
+
+    fn duplicate(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(self.folder.path(), folder.path());
+        Self { folder }
     }
 
     fn manifest(&self) -> std::path::PathBuf {
@@ -185,6 +191,38 @@ fn a_latent_is_what_the_library_computes() {
 }
 
 #[test]
+fn buckets_keep_shapes_and_order() {
+    let world = World::new();
+    fs::write(world.manifest().join("model.toml"), MODEL_TOML.replace("'square'", "'buckets'")).unwrap();
+    assert_ends(&world.encode(), 0, "8 samples encoded");
+    for (sample, n) in world.samples().iter().zip(0..) {
+        assert_eq!(sample.key, format!("s00-{n:09}"));
+        // Images of 96x64, 64x96 and 80x80; buckets of at most 64 x 64 pixels in steps of 8.
+        let (height, width) = [(48, 80), (80, 48), (64, 64)][n % 3];
+        assert_eq!(sample.conditioning.target_size, (height, width));
+        assert_eq!(sample.latent.shape, [4, height as usize / 8, width as usize / 8]);
+    }
+}
+
+#[test]
+fn bfloat16_stays_near_float32() {
+    let latents = |dtype: &str| {
+        let world = World::new();
+        fs::write(world.manifest().join("model.toml"), MODEL_TOML.replace("'f32'", dtype)).unwrap();
+        assert_ends(&world.encode(), 0, "8 samples encoded, 0 refused");
+        let values = |sample: &LatentSample| sample.latent.values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+        world.samples().iter().flat_map(values).collect::<Vec<f64>>()
+    };
+    let exact = latents("'f32'");
+    let scale = exact.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+    for dtype in ["'bf16'", "'f16'"] {
+        let difference = exact.iter().zip(latents(dtype)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(difference > 0.0 || dtype == "'f16'", "{dtype} was not used");
+        assert!(difference < 0.05 * scale, "{dtype}: {difference} of {scale}");
+    }
+}
+
+#[test]
 fn faulty_samples_are_counted_and_named_and_the_rest_goes_on() {
     let world = World::new();
     let cut = |sample: Sample, at: usize| {
@@ -301,17 +339,17 @@ fn a_changed_part_is_refused_by_its_name() {
         }),
         ("curated changed", |world| world.curate(&[(0..5).map(curated).collect()])),
     ];
+    let encoded = World::new();
+    assert_ends(&encoded.encode(), 0, "8 samples encoded");
     for (said, change) in changes {
-        let world = World::new();
-        assert_ends(&world.encode(), 0, "8 samples encoded");
+        let world = encoded.duplicate();
         let before = contents(&world.latents());
         change(&world);
         assert_ends(&world.encode(), 2, said);
         assert_eq!(contents(&world.latents()), before);
     }
     // A batch of another size makes the same latents.
-    let world = World::new();
-    assert_ends(&world.encode(), 0, "8 samples encoded");
+    let world = encoded;
     fs::write(world.manifest().join("model.toml"), MODEL_TOML.replace("batch = 2", "batch = 3")).unwrap();
     assert_ends(&world.encode(), 0, "8 samples are encoded already");
 }

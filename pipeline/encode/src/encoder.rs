@@ -1,5 +1,7 @@
 //! Prepared images and captions to latents and embeddings.
 
+use std::collections::BTreeMap;
+
 use half::f16;
 use nn::Init;
 use tch::{Device, Kind, Tensor};
@@ -48,15 +50,22 @@ impl Encoder {
         Ok(Self { vae, text, recipe: manifest.encode.clone(), device })
     }
 
-    /// Encodes samples, at most `encode.batch` of them at once; the results are in the samples' order.
+    /// Encodes samples, at most `encode.batch` of one size at once; the results are in the samples' order.
     pub fn encode(&self, samples: Vec<Prepared>) -> Vec<std::result::Result<LatentSample, Refusal>> {
-        let mut results = Vec::with_capacity(samples.len());
-        let mut samples = samples.into_iter().peekable();
-        while samples.peek().is_some() {
-            let batch: Vec<Prepared> = samples.by_ref().take(self.recipe.batch).collect();
-            results.extend(self.encode_batch(batch));
+        let mut by_size: BTreeMap<(u32, u32), Vec<(usize, Prepared)>> = BTreeMap::new();
+        for (place, sample) in samples.into_iter().enumerate() {
+            by_size.entry(sample.conditioning.target_size).or_default().push((place, sample));
         }
-        results
+        let mut results = Vec::new();
+        for same_size in by_size.into_values() {
+            let mut rest = same_size.into_iter().peekable();
+            while rest.peek().is_some() {
+                let (places, batch): (Vec<usize>, Vec<Prepared>) = rest.by_ref().take(self.recipe.batch).unzip();
+                results.extend(places.into_iter().zip(self.encode_batch(batch)));
+            }
+        }
+        results.sort_by_key(|&(place, _)| place);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
     fn encode_batch(&self, batch: Vec<Prepared>) -> Vec<std::result::Result<LatentSample, Refusal>> {

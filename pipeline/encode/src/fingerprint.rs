@@ -34,17 +34,18 @@ pub fn model_fingerprint(manifest: &ModelManifest) -> Result<Fingerprint> {
     /// The recipe without its batch, which changes no value.
     #[derive(Serialize)]
     struct Shaping<'a> {
+        shape: &'a crate::manifest::Shape,
         crop: &'a crate::manifest::Crop,
         latents: &'a crate::manifest::LatentRule,
         seed: u64,
     }
-    let EncodeRecipe { crop, latents, seed, batch: _ } = &manifest.encode;
+    let EncodeRecipe { shape, crop, latents, seed, batch: _ } = &manifest.encode;
     let transform = Transform {
         version: TRANSFORM_VERSION,
         resolution: manifest.resolution,
         dtype: manifest.dtype,
         zeros_for_empty_prompt: zeros_for_empty_prompt(&manifest.base)?,
-        recipe: Shaping { crop, latents, seed: *seed },
+        recipe: Shaping { shape, crop, latents, seed: *seed },
     };
     let transform = serde_json::to_vec(&transform).expect("numbers and names have a JSON form");
     let base = &manifest.base;

@@ -7,6 +7,7 @@ pub mod config;
 mod encoder;
 mod error;
 mod fingerprint;
+mod frame;
 pub mod manifest;
 mod prepare;
 pub mod prompt;

@@ -17,7 +17,7 @@ const RUN: &str = "{run}";
 pub struct ModelManifest {
     /// The base model in diffusers' layout.
     pub base: PathBuf,
-    /// The side of the square images, in pixels.
+    /// The side of the square images, in pixels; buckets have their area.
     pub resolution: u32,
     /// What the networks compute in.
     pub dtype: Dtype,
@@ -52,7 +52,9 @@ impl Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncodeRecipe {
-    /// Which part of an image that is not square is kept.
+    /// The shape of what is encoded.
+    pub shape: Shape,
+    /// Which part of an image that has another shape is kept.
     pub crop: Crop,
     /// Which latent stands for an image.
     pub latents: LatentRule,
@@ -62,7 +64,17 @@ pub struct EncodeRecipe {
     pub batch: usize,
 }
 
-/// Which part of an image that is not square is kept.
+/// The shape of what is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// Squares of the resolution.
+    Square,
+    /// For each image the nearest of a few rectangles with the square's area at most.
+    Buckets,
+}
+
+/// Which part of an image that has another shape is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
@@ -127,7 +139,7 @@ mod tests {
     }
 
     const GOOD: &str = "base = 'model'\nresolution = 128\ndtype = 'f32'\n\
-        [encode]\ncrop = 'center'\nlatents = 'sample'\nseed = 0\nbatch = 4\n";
+        [encode]\nshape = 'square'\ncrop = 'center'\nlatents = 'sample'\nseed = 0\nbatch = 4\n";
 
     #[test]
     fn a_good_one_is_read() {
@@ -146,6 +158,7 @@ mod tests {
             ("batch = 4", "batch = 0", "encode.batch 0"),
             ("'model'", "'absent'", "absent"),
             ("'center'", "'left'", "left"),
+            ("'square'", "'round'", "round"),
         ] {
             let message = read(&GOOD.replace(old, new)).unwrap_err().to_string();
             assert!(message.contains("model.toml") && message.contains(named), "{named}: {message}");

@@ -1,16 +1,19 @@
 //! A curated sample to a crop at the resolution of training, and its caption to token ids. No torch.
 
-use pixels::{Anchor, Framed, Limits};
+use pixels::{Framed, Limits};
 use shards::{ContentHash, Sample};
 
 use crate::cache::{Conditioning, Refusal, RefusalReason};
 use crate::encoder::Prepared;
-use crate::manifest::{Crop, EncodeRecipe, ModelManifest};
+use crate::frame::frame;
+use crate::manifest::ModelManifest;
 use crate::{Result, Tokenizers};
 
 /// Extensions under which a curated shard files images.
 const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "png", "webp", "gif"];
 const CAPTION: &str = "txt";
+/// Images were held against the recipe's limits when they were curated; these only keep memory in bounds.
+const LIMITS: Limits = Limits { max_bytes: 256 << 20, max_pixels: 200_000_000, max_side: 65_535 };
 
 /// Prepares one sample. A fault of the sample is a refusal; a fault of the tokenizer is an error.
 pub fn prepare(
@@ -50,19 +53,5 @@ pub fn image_bytes(sample: &Sample) -> Option<&[u8]> {
 
 /// Decodes an image file and cuts it as the manifest says.
 pub fn framed(bytes: &[u8], key: &str, manifest: &ModelManifest) -> std::result::Result<Framed, pixels::DecodeError> {
-    let image = pixels::decode(bytes, &Limits::default())?;
-    Ok(pixels::fit_square(&image, manifest.resolution, anchor(key, &manifest.encode)))
-}
-
-fn anchor(key: &str, recipe: &EncodeRecipe) -> Anchor {
-    match recipe.crop {
-        Crop::Center => Anchor::CENTER,
-        Crop::Random => {
-            let hash = ContentHash::of(format!("{}\0{key}", recipe.seed).as_bytes());
-            let [.., a, b, c, d] = *hash.as_bytes();
-            let fraction = f64::from(u32::from_le_bytes([a, b, c, d])) / f64::from(u32::MAX);
-            // One side has no play, so one number places the crop.
-            Anchor::new(fraction, fraction)
-        }
-    }
+    Ok(frame(&pixels::decode(bytes, &LIMITS)?, key, manifest))
 }
