@@ -9,6 +9,7 @@ pub mod discriminator;
 pub mod distill;
 pub mod draw;
 mod error;
+pub mod evaluate;
 pub mod flow;
 pub mod lora_file;
 pub mod model;

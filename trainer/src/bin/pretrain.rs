@@ -74,8 +74,8 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn default_work() -> Result<PathBuf> {
-    let cache = std::env::var_os("STEPDOWN_CACHE").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/stepdown"))
-    });
+    let cache = std::env::var_os("STEPDOWN_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/stepdown")));
     Ok(cache.context("neither STEPDOWN_CACHE nor HOME is set: name a folder with --work")?.join("pretrain-demo"))
 }

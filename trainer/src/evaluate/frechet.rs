@@ -119,8 +119,9 @@ mod tests {
         assert_eq!(narrow.distance(&wide).unwrap_err(), FrechetError::Widths { ours: 4, theirs: 5 });
         let mut broken = features(20, 4);
         let _nan = broken.get(3).get(1).fill_(f64::NAN);
-        assert_eq!(Moments::of(&std::mem::replace(&mut broken, Tensor::new())).unwrap_err(), FrechetError::NonFinite {
-            count: 1
-        });
+        assert_eq!(
+            Moments::of(&std::mem::replace(&mut broken, Tensor::new())).unwrap_err(),
+            FrechetError::NonFinite { count: 1 }
+        );
     }
 }

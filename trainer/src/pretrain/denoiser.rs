@@ -43,8 +43,7 @@ impl<'a> Denoiser<'a> {
         let scheduler =
             Scheduler::new(read(&model.join("scheduler/scheduler_config.json"), SchedulerConfig::from_json)?);
         let (unet, params) = Weights::seeded(recipe.seed).build(|scope| UNet::new(scope, &config))?;
-        let trained =
-            joined([("unet", &params), ("text_encoder", &text.params), ("text_encoder_2", &text.params_2)]);
+        let trained = joined([("unet", &params), ("text_encoder", &text.params), ("text_encoder_2", &text.params_2)]);
         let optimizer = Optimizer::new(trained.iter(), StateDevice::Same, true)?;
         let noise = scheduler.noise();
         let level = |part: fn(f64) -> f64| {

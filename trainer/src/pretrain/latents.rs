@@ -9,10 +9,10 @@ use nn::Weights;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::Stream;
 use super::desk::Desk;
 use super::pictures::pictures;
 use super::recipe::PretrainRecipe;
-use super::Stream;
 use crate::Result;
 
 const BATCH: u64 = 64;

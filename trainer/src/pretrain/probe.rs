@@ -58,5 +58,9 @@ fn spoil(pictures: &Tensor, rng: &mut impl Rng) -> Tensor {
     let strength = rng.random_range(0.0..NOISE);
     let brightness = rng.random_range(-0.1..0.1);
     let noisy = pictures + pictures.randn_like() * strength + brightness;
-    if rng.random_bool(0.5) { noisy.to_kind(Kind::Float).avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None) } else { noisy }
+    if rng.random_bool(0.5) {
+        noisy.to_kind(Kind::Float).avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None)
+    } else {
+        noisy
+    }
 }

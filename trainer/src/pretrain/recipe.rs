@@ -122,9 +122,12 @@ impl PretrainRecipe {
 
     fn check(&self) -> std::result::Result<(), String> {
         let refuse = |why: String| Err(why);
-        for (phase, updates) in
-            [("probe", &self.probe.updates), ("vae", &self.vae.updates), ("text", &self.text.updates), ("unet", &self.unet.updates)]
-        {
+        for (phase, updates) in [
+            ("probe", &self.probe.updates),
+            ("vae", &self.vae.updates),
+            ("text", &self.text.updates),
+            ("unet", &self.unet.updates),
+        ] {
             if updates.steps == 0 || updates.warmup_steps + updates.cooldown_steps > updates.steps {
                 return refuse(format!(
                     "{phase}.updates: {} steps do not hold {} of warm-up and {} of cool-down",
@@ -138,7 +141,8 @@ impl PretrainRecipe {
                 return refuse(format!("{phase}.updates.ema_decay is {}", updates.ema_decay));
             }
         }
-        if !self.resolution.is_multiple_of(8) || !self.vae.window.is_multiple_of(8) || self.vae.window > self.resolution {
+        if !self.resolution.is_multiple_of(8) || !self.vae.window.is_multiple_of(8) || self.vae.window > self.resolution
+        {
             return refuse(format!(
                 "resolution {} and vae.window {} have to be multiples of 8, the window no larger than the picture",
                 self.resolution, self.vae.window

@@ -102,11 +102,8 @@ impl TextEncoders {
             let reader = |name: &str, width| scope.sub(name).linear(width, Question::logits(), true);
             [reader("pooled", pooled), reader("end", context)]
         })?;
-        let trained = joined([
-            ("text_encoder", &self.params),
-            ("text_encoder_2", &self.params_2),
-            ("readers", &reader_params),
-        ]);
+        let trained =
+            joined([("text_encoder", &self.params), ("text_encoder_2", &self.params_2), ("readers", &reader_params)]);
         let mut optimizer = Optimizer::new(trained.iter(), StateDevice::Same, true)?;
         desk.train(PHASE, &recipe.text.updates, &mut optimizer, |step| {
             let scenes = batch(recipe, step);

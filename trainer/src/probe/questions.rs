@@ -22,8 +22,9 @@ pub enum Question {
 impl Question {
     /// All questions, in the order of logits and answers.
     pub fn all() -> impl Iterator<Item = Question> {
-        let at_places =
-            Place::ALL.iter().flat_map(|&place| [Question::Shape(place), Question::Colour(place), Question::Size(place)]);
+        let at_places = Place::ALL
+            .iter()
+            .flat_map(|&place| [Question::Shape(place), Question::Colour(place), Question::Size(place)]);
         [Question::Pattern, Question::Tint].into_iter().chain(at_places)
     }
 
@@ -68,7 +69,9 @@ impl Question {
     pub fn is_asked(self, scene: &Scene) -> bool {
         match self {
             Question::Pattern | Question::Tint => true,
-            Question::Shape(place) | Question::Colour(place) => scene.objects.iter().any(|object| object.place == place),
+            Question::Shape(place) | Question::Colour(place) => {
+                scene.objects.iter().any(|object| object.place == place)
+            }
             Question::Size(_) => false,
         }
     }
@@ -143,7 +146,9 @@ mod tests {
     fn confident(answers: &Tensor, margin: f64) -> Tensor {
         let parts: Vec<Tensor> = Question::all()
             .enumerate()
-            .map(|(at, question)| answers.select(1, at as i64).one_hot(question.answers()).to_kind(Kind::Float) * margin)
+            .map(|(at, question)| {
+                answers.select(1, at as i64).one_hot(question.answers()).to_kind(Kind::Float) * margin
+            })
             .collect();
         Tensor::cat(&parts, 1)
     }

@@ -1,0 +1,99 @@
+//! `report.html`: the table, bar charts and grids, in one page without scripts.
+
+use std::fmt::Write as _;
+
+use super::contender::Contender;
+use super::results::{MEASURES, Row, by_model, cell, mean_and_spread};
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}\
+h1,h2,h3{font-weight:600}table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}\
+img{max-width:100%}figure{margin:.8rem 0}figcaption{color:#555}.charts{display:flex;flex-wrap:wrap;gap:1.5rem}\
+svg text{font:12px system-ui,sans-serif;fill:#222}";
+
+/// Pixels of a chart.
+const LABEL: f64 = 90.0;
+const BAR: f64 = 200.0;
+const NUMBER: f64 = 100.0;
+const LINE: f64 = 20.0;
+
+/// The page. `captions` are those of the grids' columns; `grid` names a contender's picture.
+pub(super) fn page(
+    rows: &[Row],
+    contenders: &[Contender],
+    captions: &[String],
+    grid: impl Fn(&Contender) -> String,
+) -> String {
+    let mut html =
+        format!("<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{STYLE}</style>");
+    let images = rows.first().map_or(0, |row| row.n_images);
+    let _ = write!(
+        html,
+        "<h1>Evaluation</h1><p>{images} held-out captions, the same noise for all; means over seeds. Fréchet distances are \
+         over the probe's features, to rendered scenes. They compare models measured together and nothing else.</p>",
+    );
+    html += "<table><tr><th>model<th>method<th>steps";
+    for (title, ..) in MEASURES {
+        let _ = write!(html, "<th>{title}");
+    }
+    html += "</tr>";
+    for rows in by_model(rows) {
+        let Row { model, method, steps, .. } = &rows[0];
+        let _ = write!(html, "<tr><td>{}<td>{}<td>{steps}", escape(model), escape(method));
+        for (_, measure, digits) in MEASURES {
+            let _ = write!(html, "<td>{}", cell(rows, measure, digits));
+        }
+        html += "</tr>";
+    }
+    html += "</table><div class=charts>";
+    for (title, measure, digits) in MEASURES {
+        html += &chart(rows, title, measure, digits);
+    }
+    html += "</div><h2>Pictures</h2><ol>";
+    for caption in captions {
+        let _ = write!(html, "<li>{}</li>", escape(caption));
+    }
+    html += "</ol>";
+    for contender in contenders {
+        let name = escape(&contender.name);
+        let _ = write!(
+            html,
+            "<figure><img src=\"{}\" alt=\"pictures by {name}\"><figcaption>{name}: {} steps, guidance {}</figcaption></figure>",
+            escape(&grid(contender)),
+            contender.sampling.steps,
+            contender.sampling.guidance_scale,
+        );
+    }
+    html += "</html>\n";
+    html
+}
+
+/// A bar for each contender.
+fn chart(rows: &[Row], title: &str, measure: fn(&Row) -> f64, digits: usize) -> String {
+    let models = by_model(rows);
+    let means: Vec<f64> =
+        models.iter().map(|rows| mean_and_spread(&rows.iter().map(measure).collect::<Vec<_>>()).0).collect();
+    let largest = means.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let (width, height) = (LABEL + BAR + NUMBER, LINE * models.len() as f64);
+    let mut svg =
+        format!("<figure><h3>{title}</h3><svg width={width} height={height} role=img aria-label=\"{title}\">");
+    for (at, (rows, mean)) in models.iter().zip(&means).enumerate() {
+        let (top, middle) = (LINE * at as f64, LINE * (at as f64 + 0.7));
+        let length = BAR * (mean / largest).clamp(0.0, 1.0);
+        let fill = if rows[0].method == "base" { "#9aa5b1" } else { "#3b6ea5" };
+        let _ = write!(
+            svg,
+            "<text x=0 y={middle}>{}</text><rect x={LABEL} y={} width={length:.1} height={} fill=\"{fill}\"/>\
+             <text x={:.1} y={middle}>{}</text>",
+            escape(&rows[0].model),
+            top + 3.0,
+            LINE - 6.0,
+            LABEL + length + 5.0,
+            cell(rows, measure, digits),
+        );
+    }
+    svg + "</svg></figure>"
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
