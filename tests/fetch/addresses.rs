@@ -254,3 +254,23 @@ async fn a_redirect_says_where_to() {
         assert_eq!(class(config(), &server.url("/")).await, expected, "{headers:?}");
     }
 }
+
+/// The seeds of the fuzz targets `address_filter` and `retry_after`.
+#[test]
+fn the_fuzz_corpora_are_met_without_a_panic() {
+    let read = |target: &str| -> Vec<Vec<u8>> {
+        let folder = format!("{}/../../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
+    };
+    let addresses = read("address_filter");
+    let public = addresses
+        .iter()
+        .filter_map(|text| std::str::from_utf8(text).ok()?.parse().ok())
+        .filter(|&a| fetch::is_public(a));
+    assert_eq!(public.count(), 2, "two of the seeds are public");
+    let waits = read("retry_after");
+    assert!(
+        waits.iter().filter_map(|value| fetch::parse_retry_after(value, std::time::SystemTime::UNIX_EPOCH)).count()
+            >= 6
+    );
+}

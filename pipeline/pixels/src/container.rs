@@ -75,6 +75,7 @@ pub(crate) fn jpeg(bytes: &[u8]) -> Result<Jpeg<'_>, DecodeError> {
     let mut frame = None;
     let mut exif = None;
     let mut icc = Vec::new();
+    let mut progress: Option<Progress> = None;
     let mut scans = 0;
     let mut at = 2;
     loop {
@@ -103,12 +104,20 @@ pub(crate) fn jpeg(bytes: &[u8]) -> Result<Jpeg<'_>, DecodeError> {
         let body = bytes.get(at + 4..at + 2 + length).ok_or(TRUNCATED)?;
         at += 2 + length;
         match marker {
-            0xC0..=0xC2 if frame.is_none() => frame = Some(jpeg_frame(body)?),
+            0xC0..=0xC2 if frame.is_none() => {
+                frame = Some(jpeg_frame(body)?);
+                progress = (marker == 0xC2).then(|| Progress::of_frame(body));
+            }
             0xC0..=0xC2 => return Err(corrupt("two frames")),
             0xC3 | 0xC7 | 0xCB | 0xCF => return Err(DecodeError::UnsupportedFormat("lossless JPEG")),
             0xC5 | 0xC6 | 0xCD | 0xCE => return Err(DecodeError::UnsupportedFormat("hierarchical JPEG")),
             0xC9 | 0xCA => return Err(DecodeError::UnsupportedFormat("arithmetic-coded JPEG")),
-            0xDA => scans += 1,
+            0xDA => {
+                scans += 1;
+                if let Some(progress) = &mut progress {
+                    progress.scan(body);
+                }
+            }
             0xE1 => exif = exif.or(body.strip_prefix(b"Exif\0\0")),
             0xE2 => {
                 if let Some([number, total, part @ ..]) = body.strip_prefix(b"ICC_PROFILE\0") {
@@ -122,7 +131,48 @@ pub(crate) fn jpeg(bytes: &[u8]) -> Result<Jpeg<'_>, DecodeError> {
     if scans == 0 {
         return Err(corrupt("no scan"));
     }
+    // A progressive file that was cut between scans and closed shows a blurred image.
+    if progress.is_some_and(|progress| !progress.is_complete()) {
+        return Err(TRUNCATED);
+    }
     Ok(Jpeg { bytes, width, height, components, exif, icc })
+}
+
+/// What the scans of a progressive JPEG have told so far.
+struct Progress {
+    /// For each component its identifier and, for each coefficient, how many of its lowest bits
+    /// are still to come.
+    components: Vec<(u8, [u8; 64])>,
+}
+
+impl Progress {
+    const UNSEEN: u8 = u8::MAX;
+
+    fn of_frame(body: &[u8]) -> Self {
+        let components = body.get(6..).unwrap_or_default().chunks_exact(3);
+        Self { components: components.map(|component| (component[0], [Self::UNSEEN; 64])).collect() }
+    }
+
+    /// Notes a scan: of which components, from and to which coefficient, down to which bit.
+    fn scan(&mut self, body: &[u8]) {
+        let count = usize::from(body.first().copied().unwrap_or(0));
+        let (Some(selected), Some(&[from, to, bits])) =
+            (body.get(1..1 + 2 * count), body.get(1 + 2 * count..4 + 2 * count))
+        else {
+            return;
+        };
+        for selected in selected.chunks_exact(2) {
+            for (_, left) in self.components.iter_mut().filter(|(id, _)| *id == selected[0]) {
+                if let Some(left) = left.get_mut(from.into()..=to.into()) {
+                    left.fill(bits & 15);
+                }
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.components.iter().all(|(_, left)| left.iter().all(|&bits| bits == 0))
+    }
 }
 
 /// Width, height and number of components of a start-of-frame segment.

@@ -8,6 +8,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::baseline::{self, Outcome};
 use crate::container::{self, Jpeg};
 use crate::format::{Opened, Orientation, Other, open};
 use crate::{DecodeError, Format, Image, Limits, Luma, color};
@@ -81,13 +82,21 @@ fn stored_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) 
 fn jpeg_luma(jpeg: &Jpeg<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
     let mut decoder = jpeg_decoder(jpeg)?;
     match decoder.input_colorspace() {
-        Some(ColorSpace::YCbCr | ColorSpace::Luma) => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
+        Some(ColorSpace::YCbCr | ColorSpace::Luma) => match baseline::luma(jpeg) {
+            Outcome::Decoded(luma) => Ok(Some(luma)),
+            Outcome::Damaged => Err(damaged()),
+            Outcome::NotThisCase => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
+        },
         _ => Ok(None),
     }
 }
 
 fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
     let mut decoder = jpeg_decoder(jpeg)?;
+    // The decoder shows a block row that ends early as grey.
+    if matches!(baseline::check(jpeg), Outcome::Damaged) {
+        return Err(damaged());
+    }
     let icc = if profile == Profile::Applied { jpeg.icc_profile() } else { None };
     match decoder.input_colorspace() {
         Some(space @ (ColorSpace::CMYK | ColorSpace::YCCK)) => {
@@ -109,6 +118,10 @@ fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
             Ok(rgb)
         }
     }
+}
+
+fn damaged() -> DecodeError {
+    DecodeError::corrupt(Format::Jpeg, "the coded data does not match the image's size")
 }
 
 /// A decoder that has read the headers and agrees with the walk about the size.
@@ -195,5 +208,16 @@ impl DecodeError {
             ImageError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => Self::Truncated(format),
             _ => Self::corrupt(format, &error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_inside_a_decoder_is_an_error_of_that_image() {
+        let caught: Result<(), _> = caught(b"\xff\xd8\xff\xe0", || panic!("index out of bounds"));
+        assert_eq!(caught, Err(DecodeError::DecoderPanic(Format::Jpeg)));
     }
 }

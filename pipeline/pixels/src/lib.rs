@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod area;
+mod baseline;
 mod color;
 mod container;
 mod decode;
