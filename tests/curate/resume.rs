@@ -230,3 +230,45 @@ fn a_process_without_parent_or_terminal_writes_plain_lines() {
     let output = Finished(command.process_group(0).stdin(Stdio::null()).output().unwrap()).ends_with(0);
     assert!(!output.stderr().contains('\u{1b}'), "{}", output.stderr());
 }
+
+#[test]
+fn failed_rows_are_asked_for_again_by_class_and_added() {
+    let world = World::of_rows(60);
+    world.curate(&["--retry-failed", "not_found"]).ends_with(2).says("no finished run");
+    world.curate(&["--retry-failed", "tired"]).ends_with(2).says("tired");
+    world.curate(&[]).ends_with(0);
+    let first = world.snapshot();
+    let kept = world.samples().len();
+    let missing: Vec<u64> = (0..60).filter(|n| n % 11 == 7 && n % 10 != 9).collect();
+    for n in &missing {
+        world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(256, 256, *n)));
+    }
+    let before = world.server.requests();
+    world.server.shuffle(9, Duration::from_millis(60));
+
+    // Killed in the middle, it goes on without being told again what to retry.
+    let mut child = world.command().args(["--retry-failed", "fetch.not_found"]).spawn().unwrap();
+    while world.server.requests() == before {
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.curate(&["--retry-failed", "dns"]).ends_with(2).says("unfinished run");
+    world.curate(&[]).ends_with(0);
+
+    assert!(world.server.requests() - before <= 2 * missing.len() as u64, "only failed rows are asked for");
+    let samples = world.samples();
+    assert_eq!(samples.len(), kept + missing.len());
+    let keys: std::collections::BTreeSet<_> = samples.iter().map(|s| &s.key).collect();
+    assert_eq!(keys.len(), samples.len());
+    let totals = world.index().totals;
+    assert_eq!(totals["kept"].as_u64(), Some(samples.len() as u64));
+    assert!(totals["reasons"].get("fetch.not_found").is_none(), "{totals}");
+    for (path, bytes) in first.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "tar")) {
+        assert!(fs::read(path).unwrap() == *bytes, "{} is rewritten", path.display());
+    }
+    world.curate(&["--verify"]).ends_with(0);
+    let requests = world.server.requests();
+    world.curate(&[]).ends_with(0);
+    assert_eq!(world.server.requests(), requests);
+}

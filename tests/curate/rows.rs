@@ -155,3 +155,23 @@ fn swapped_sizes_are_told() {
     world.curate(&[]).ends_with(0);
     assert!(fs::read_to_string(world.curated("report.html")).unwrap().contains("1 of 1 images have the width"));
 }
+
+#[test]
+fn the_plan_tells_what_a_run_would_request_and_requests_nothing() {
+    let world = World::of_rows(60);
+    let plan = world.curate(&["--plan"]).ends_with(0).stdout();
+    assert!(plan.contains("60          rows") && plan.contains("10.000%  filter.too_small, 54 left"), "{plan}");
+    assert!(plan.contains("to be requested, of 1 hosts") && plan.contains("127.0.0.1"), "{plan}");
+    assert!(plan.contains("expected: about 27 samples"), "{plan}");
+    assert_eq!(world.server.requests(), 0);
+    assert!(!world.path("run/curated").exists());
+}
+
+#[test]
+fn the_recipe_is_shown_with_every_value() {
+    let world = World::of_rows(3);
+    let shown = world.curate(&["--show-recipe"]).ends_with(0).stdout();
+    for line in ["total_seconds = 60.0", "honour_opt_outs = true", "score = \"aesthetic_v2\"", "samples = 7"] {
+        assert!(shown.contains(line), "{line} in {shown}");
+    }
+}

@@ -52,7 +52,7 @@ impl Tally {
         Tally { kept: 0, rejected: Counts::default(), duplicates: Duplicates::new(recipe.duplicates) }
     }
 
-    /// Counts one row.
+    /// Adds one row.
     pub fn note(&mut self, entry: &Entry) {
         match (&entry.verdict, &entry.record.answer) {
             (Verdict::Rejected(rejection), _) => self.rejected.add(rejection.reason, 1),

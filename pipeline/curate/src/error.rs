@@ -49,6 +49,12 @@ pub enum Error {
         /// `RUN/curated`.
         folder: PathBuf,
     },
+    /// A second round was asked for before the first is through.
+    #[error("{}: holds an unfinished run; finish it first: run the same command without --retry-failed", folder.display())]
+    InTheMiddle {
+        /// `RUN/curated`.
+        folder: PathBuf,
+    },
     /// The counts of a run contradict each other, or its files do.
     #[error("{}: {reason}", path.display())]
     Inconsistent {
@@ -79,7 +85,8 @@ impl Error {
             | Error::NoTable { .. }
             | Error::Table { .. }
             | Error::Changed { .. }
-            | Error::Unfinished { .. } => 2,
+            | Error::Unfinished { .. }
+            | Error::InTheMiddle { .. } => 2,
             Error::Interrupted => 130,
             Error::Inconsistent { .. } | Error::Outage(_) | Error::Storage(_) => 1,
         }

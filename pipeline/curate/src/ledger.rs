@@ -1,13 +1,18 @@
-//! The ledger: every row that reached the network with its verdict, in the order of the rows.
+//! The ledger: every row that reached the network with its verdict.
 //!
 //! It grows by parts. A part covers the rows from the end of the part before it up to the last sample of one
-//! shard, and is published after that shard: a run goes on behind its last part. When all rows are through,
-//! the parts become `samples.parquet`.
+//! shard, and is published after that shard: a run goes on behind its last part. Parts belong to rounds. Round
+//! 0 has all rows in their order; a later round has the rows of one `--retry-failed`, and its entries stand in
+//! the place of the earlier ones.
+//!
+//! The ledger stays with the finished run: `samples.parquet` is made from it, and so is a second round.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shards::atomic::AtomicFile;
 use shards::{Error as StorageError, ShardEntry};
@@ -25,8 +30,14 @@ pub struct Entry {
     pub verdict: Verdict,
 }
 
+/// The first line of a part.
+#[derive(Serialize, Deserialize)]
+struct Begin {
+    round: u32,
+}
+
 /// The last line of a part.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct End {
     /// The shard that the part's samples are in; none where the part has no samples.
     shard: Option<ShardEntry>,
@@ -34,53 +45,85 @@ struct End {
     last: RowId,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line<E> {
-    Entry(E),
-    End(End),
-}
+/// Longest last line of a part.
+const END_BYTES: u64 = 4096;
 
 /// The published parts of a ledger.
 #[derive(Debug)]
 pub struct Ledger {
     folder: PathBuf,
-    parts: u64,
+    /// The round that is being written, or was written last.
+    round: u32,
+    /// The round of each part.
+    parts: Vec<u32>,
+    /// Rows of rounds after the first, with their last round.
+    later: HashMap<RowId, u32>,
     /// Shards of all parts, in order.
     pub shards: Vec<ShardEntry>,
-    /// The last row that is in a part.
+    /// The last row that is in a part of this round.
     pub last: Option<RowId>,
 }
 
 /// A part that is being written.
 pub struct Part {
     file: BufWriter<AtomicFile>,
-    last: Option<RowId>,
+    keys: Vec<RowId>,
 }
 
 impl Ledger {
-    /// Reads the parts in `folder`, handing each entry to `each` in order.
+    /// Opens the ledger in `folder`, to go on with `round`.
     ///
     /// # Errors
     /// [`Error::Storage`]; [`Error::Inconsistent`] for a part that is not one.
-    pub fn open(folder: &Path, mut each: impl FnMut(Entry) -> Result<()>) -> Result<Ledger> {
+    pub fn open(folder: &Path, round: u32) -> Result<Ledger> {
         fs::create_dir_all(folder).map_err(StorageError::io("create the folder", folder))?;
-        let mut ledger = Ledger { folder: folder.to_owned(), parts: 0, shards: Vec::new(), last: None };
-        while let path = ledger.part_path()
-            && path.exists()
-        {
-            let end = read_part(&path, &mut each)?;
-            ledger.adopt(end);
+        let mut ledger = Ledger {
+            folder: folder.to_owned(),
+            round,
+            parts: Vec::new(),
+            later: HashMap::new(),
+            shards: Vec::new(),
+            last: None,
+        };
+        loop {
+            let path = ledger.path(ledger.parts.len());
+            if !path.exists() {
+                return Ok(ledger);
+            }
+            let (begin, end) = ends(&path)?;
+            let mut keys = Vec::new();
+            if begin.round > 0 {
+                read_part(&path, |entry| {
+                    keys.push(entry.record.candidate.key);
+                    Ok(())
+                })?;
+            }
+            ledger.adopt(begin.round, end, &keys);
         }
-        Ok(ledger)
     }
 
-    /// Reads all parts again.
+    /// Every row's current entry with its round, in the order of the verdicts.
     ///
     /// # Errors
-    /// As [`open`](Ledger::open).
-    pub fn entries(&self, each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
-        Ledger::open(&self.folder, each).map(drop)
+    /// As [`open`](Ledger::open), and those of `each`.
+    pub fn entries(&self, mut each: impl FnMut(u32, Entry) -> Result<()>) -> Result<()> {
+        for (at, &round) in self.parts.iter().enumerate() {
+            read_part(&self.path(at), |entry| {
+                let current = self.later.get(&entry.record.candidate.key).copied().unwrap_or(0);
+                if current == round { each(round, entry) } else { Ok(()) }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The round that is being written.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// The round after all that there are.
+    pub fn next_round(&self) -> u32 {
+        self.parts.iter().max().map_or(0, |last| last + 1)
     }
 
     /// Begins the next part.
@@ -88,7 +131,10 @@ impl Ledger {
     /// # Errors
     /// [`Error::Storage`].
     pub fn begin(&self) -> Result<Part> {
-        Ok(Part { file: BufWriter::new(AtomicFile::create(self.part_path())?), last: None })
+        let file = AtomicFile::create(self.path(self.parts.len()))?;
+        let mut part = Part { file: BufWriter::new(file), keys: Vec::new() };
+        part.line(&Begin { round: self.round })?;
+        Ok(part)
     }
 
     /// Publishes a part whose samples are in `shard`, which has to be published already.
@@ -96,38 +142,42 @@ impl Ledger {
     /// # Errors
     /// [`Error::Storage`].
     pub fn commit(&mut self, mut part: Part, shard: Option<ShardEntry>) -> Result<()> {
-        let Some(last) = part.last else { return Ok(()) };
+        let Some(&last) = part.keys.last() else { return Ok(()) };
         let end = End { shard, last };
-        part.line(&Line::End(end.clone()))?;
-        let path = self.part_path();
+        part.line(&end)?;
+        let path = self.path(self.parts.len());
         let file = part.file.into_inner().map_err(|e| StorageError::io("write", &path)(e.into_error()))?;
         file.commit()?;
-        self.adopt(end);
+        let keys = if self.round > 0 { part.keys } else { Vec::new() };
+        self.adopt(self.round, end, &keys);
         Ok(())
     }
 
-    fn adopt(&mut self, end: End) {
+    fn adopt(&mut self, round: u32, end: End, keys: &[RowId]) {
+        self.later.extend(keys.iter().map(|key| (*key, round)));
         self.shards.extend(end.shard);
-        self.last = Some(end.last);
-        self.parts += 1;
+        self.parts.push(round);
+        if round == self.round {
+            self.last = Some(end.last);
+        }
     }
 
-    fn part_path(&self) -> PathBuf {
-        self.folder.join(format!("{:06}.jsonl", self.parts))
+    fn path(&self, part: usize) -> PathBuf {
+        self.folder.join(format!("{part:06}.jsonl"))
     }
 }
 
 impl Part {
-    /// Adds a row, which comes after all rows before it.
+    /// Adds a row.
     ///
     /// # Errors
     /// [`Error::Storage`].
     pub fn push(&mut self, entry: &Entry) -> Result<()> {
-        self.last = Some(entry.record.candidate.key);
-        self.line(&Line::Entry(entry))
+        self.keys.push(entry.record.candidate.key);
+        self.line(entry)
     }
 
-    fn line(&mut self, line: &Line<&Entry>) -> Result<()> {
+    fn line(&mut self, line: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_vec(line).expect("a line has a JSON form");
         text.push(b'\n');
         let path = self.file.get_ref().target().to_owned();
@@ -135,14 +185,34 @@ impl Part {
     }
 }
 
-fn read_part(path: &Path, each: &mut impl FnMut(Entry) -> Result<()>) -> Result<End> {
+/// The first and the last line of a part.
+fn ends(path: &Path) -> Result<(Begin, End)> {
+    let failed = || StorageError::io("read", path);
+    let mut file = File::open(path).map_err(failed())?;
+    let mut first = String::new();
+    BufReader::new(&file).read_line(&mut first).map_err(failed())?;
+    let length = file.seek(SeekFrom::End(0)).map_err(failed())?;
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(length.saturating_sub(END_BYTES)))
+        .and_then(|_| file.read_to_end(&mut tail))
+        .map_err(failed())?;
+    let last = tail.trim_ascii_end().rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+    Ok((parse(path, first.as_bytes())?, parse(path, last)?))
+}
+
+fn read_part(path: &Path, mut each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
     let file = File::open(path).map_err(StorageError::io("open", path))?;
-    for line in BufReader::with_capacity(1 << 20, file).lines() {
+    let mut lines = BufReader::with_capacity(1 << 20, file).lines().skip(1).peekable();
+    while let Some(line) = lines.next() {
         let line = line.map_err(StorageError::io("read", path))?;
-        match serde_json::from_str(&line).map_err(|e| Error::inconsistent(path, e))? {
-            Line::Entry(entry) => each(entry)?,
-            Line::End(end) => return Ok(end),
+        // The last line is the end.
+        if lines.peek().is_some() {
+            each(parse(path, line.as_bytes())?)?;
         }
     }
-    Err(Error::inconsistent(path, "ends without its last line"))
+    Ok(())
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, line: &[u8]) -> Result<T> {
+    serde_json::from_slice(line).map_err(|e| Error::inconsistent(path, format!("is no part of a ledger: {e}")))
 }

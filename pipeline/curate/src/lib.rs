@@ -9,7 +9,7 @@
 //! * [`tables`], [`table`], [`scan`]: parquet files, their columns recognised, their rows filtered.
 //! * [`work`], [`measure`], [`caption`]: a row to an answer.
 //! * [`journal`], [`ledger`], [`assemble`], [`duplicates`]: answers to shards, exactly, across kills.
-//! * [`run`]: the order of it all.
+//! * [`run`]: the order of it all; [`plan`]: what it would do, told from the tables alone.
 //!
 //! Every row of every table ends with one verdict: it is a sample, or it has a [`reason::Reason`]. A row that
 //! fails is data; an [`error::Error`] stops the run, and the same command goes on from there.
@@ -20,9 +20,11 @@ pub mod caption;
 pub mod counts;
 pub mod duplicates;
 pub mod error;
+pub mod hosts;
 pub mod journal;
 pub mod ledger;
 pub mod measure;
+pub mod plan;
 pub mod progress;
 pub mod reason;
 pub mod recipe;

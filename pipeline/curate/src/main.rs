@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use curate::plan::plan;
+use curate::reason::Reason;
 use curate::recipe::Recipe;
 use curate::run::{self, Folder, Outcome, Totals};
 use curate::stop::Stop;
@@ -27,6 +29,12 @@ struct Arguments {
     /// Print the recipe with every value spelled out, and do nothing else.
     #[arg(long, conflicts_with = "verify")]
     show_recipe: bool,
+    /// Read and filter the tables, tell what a run would request, and request nothing.
+    #[arg(long, conflicts_with = "verify")]
+    plan: bool,
+    /// Ask again for rows of a finished run that failed so: `fetch.dns`, `dns`, `fetch`, or a list of such.
+    #[arg(long, value_name = "CLASSES", value_parser = Reason::named_by, conflicts_with_all = ["plan", "verify"])]
+    retry_failed: Option<std::vec::Vec<Reason>>,
     /// Prove a finished run: shards, checksums and counts.
     #[arg(long)]
     verify: bool,
@@ -52,10 +60,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     let folder = Folder::of_run(&arguments.run);
     if arguments.show_recipe {
         say(&recipe.to_toml())
+    } else if arguments.plan {
+        say(&plan(&recipe, &stop)?.to_string())
     } else if arguments.verify {
         print(&run::verify(&folder)?, "verified")
     } else {
-        match run::curate(recipe, &folder, &stop)? {
+        match run::curate(recipe, &folder, arguments.retry_failed.clone(), &stop)? {
             Outcome::Finished(totals) => print(&totals, "finished"),
             Outcome::AlreadyDone(totals) => print(&totals, "nothing to do, already finished"),
         }

@@ -106,6 +106,30 @@ impl Reason {
         matches!(self, Reason::Filter(_) | Reason::Caption(_))
     }
 
+    /// The reasons that a list names: each item is one in full (`fetch.dns`), its name alone (`dns`), or a
+    /// stage (`fetch`). Only what an answer gave can be named, as only that can be asked for again.
+    ///
+    /// # Errors
+    /// The item that names nothing.
+    pub fn named_by(list: &str) -> Result<Vec<Reason>, String> {
+        let answered = || Reason::all().filter(|r| matches!(r, Reason::Fetch(_) | Reason::Decode(_)));
+        let mut reasons = Vec::new();
+        for item in list.split(',').map(str::trim) {
+            let before = reasons.len();
+            reasons.extend(answered().filter(|reason| {
+                let full = reason.to_string();
+                item == full || item == reason.stage() || full.split('.').next_back() == Some(item)
+            }));
+            if reasons.len() == before {
+                let stages = "a failure of fetch or decode, such as fetch.dns, dns, or fetch";
+                return Err(format!("{item:?} names no {stages}"));
+            }
+        }
+        reasons.sort_unstable();
+        reasons.dedup();
+        Ok(reasons)
+    }
+
     /// Every reason there is, in order.
     pub fn all() -> impl Iterator<Item = Reason> {
         let filters = [Filter::SizeMissing, Filter::TooSmall, Filter::AspectRatio]
@@ -180,6 +204,20 @@ impl<'de> Deserialize<'de> for Reason {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn lists_name_reasons_in_full_by_name_or_by_stage() {
+        use FailureClass::{Dns, NotFound};
+        let named = |list| Reason::named_by(list).map(|r| r.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            named("fetch.not_found,dns").unwrap(),
+            [Reason::Fetch(Dns), Reason::Fetch(NotFound)].map(|r| r.to_string())
+        );
+        assert_eq!(named("truncated").unwrap(), ["fetch.truncated", "decode.truncated"]);
+        assert_eq!(named("decode").unwrap().len(), pixels::DecodeError::NAMES.len());
+        assert!(named("dns, tired").unwrap_err().contains("tired"));
+        assert!(named("filter.too_small").is_err() && named("blurred").is_err() && named("").is_err());
+    }
 
     #[test]
     fn names_are_unique_and_lead_back() {

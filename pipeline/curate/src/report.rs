@@ -46,7 +46,7 @@ svg { width: 100%; } svg text { font-size: 10px; fill: currentColor; } .k { fill
 /// [`Error::Storage`](crate::error::Error::Storage), also where a shard cannot be read for its thumbnails.
 pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, folder: &Path) -> Result<()> {
     let mut survey = Survey::new(recipe);
-    ledger.entries(|entry| {
+    ledger.entries(|_, entry| {
         survey.note(&entry);
         Ok(())
     })?;
@@ -146,7 +146,8 @@ fn svg(histogram: &Histogram) -> String {
         let _ = write!(
             svg,
             "<line class=\"t\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{HEIGHT}\"/>\
-             <text x=\"{at:.1}\" y=\"-3\" text-anchor=\"middle\">{threshold}</text>"
+             <text x=\"{0:.1}\" y=\"-3\" text-anchor=\"middle\">{threshold}</text>",
+            at.clamp(12.0, WIDTH - 12.0)
         );
     }
     let (low, high) = (number(quantity.value(first)), number(quantity.value(last)));
@@ -165,13 +166,12 @@ fn number(value: f64) -> String {
 }
 
 fn hosts(html: &mut String, survey: &Survey) {
-    if survey.failures_by_host.is_empty() {
+    let hosts = survey.failures_by_host.largest(HOSTS);
+    if hosts.is_empty() {
         return;
     }
-    let mut hosts: Vec<_> = survey.failures_by_host.iter().collect();
-    hosts.sort_by_key(|(host, n)| (std::cmp::Reverse(**n), *host));
     let _ = writeln!(html, "<h2>Hosts with most failures</h2>\n<table>");
-    for (host, n) in hosts.iter().take(HOSTS) {
+    for (host, n) in hosts {
         let _ = writeln!(html, "<tr><td>{}</td><td class=\"n\">{n}</td></tr>", encode_text(host));
     }
     html.push_str("</table>\n");

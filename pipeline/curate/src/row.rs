@@ -157,6 +157,19 @@ pub struct Candidate {
     pub scores: BTreeMap<Score, f64>,
 }
 
+impl Candidate {
+    /// The host that the URL names, or what stands in its place.
+    pub fn host(&self) -> &str {
+        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        match host.rsplit_once(':') {
+            Some((name, _)) if !host.ends_with(']') => name,
+            _ => host,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +185,27 @@ mod tests {
         assert!(RowId { source: 0, row: u64::MAX } < RowId { source: 1, row: 0 });
         for other in ["", "s00", "s0-000001234", "s00-1234", "00-000001234", "s00-00000123x"] {
             assert!(other.parse::<RowId>().is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_told_from_what_stands_around_them() {
+        for (url, host) in [
+            ("https://a.example/b.jpg", "a.example"),
+            ("http://user:pass@a.example:8080?x", "a.example"),
+            ("http://[::1]:80/x", "[::1]"),
+            ("http://[::1]", "[::1]"),
+            ("nonsense", "nonsense"),
+        ] {
+            let candidate = Candidate {
+                key: RowId { source: 0, row: 0 },
+                url: url.to_owned(),
+                caption: crate::caption::clean("", &[]),
+                caption_original: String::new(),
+                claimed: None,
+                scores: BTreeMap::new(),
+            };
+            assert_eq!(candidate.host(), host);
         }
     }
 

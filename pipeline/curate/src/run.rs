@@ -11,7 +11,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 use shards::atomic::{read_json, write_json};
-use shards::{Error as StorageError, Fingerprint, Index, RunLock};
+use shards::index::INDEX;
+use shards::{ContentHash, Error as StorageError, Fingerprint, Index, RunLock};
 use tokio::sync::mpsc as feed;
 
 use crate::assemble::{Assembler, Tally};
@@ -20,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::journal::{Journal, Location};
 use crate::ledger::Ledger;
 use crate::progress::{Display, Progress};
+use crate::reason::Reason;
 use crate::recipe::Recipe;
+use crate::record::{Rejection, Verdict};
 use crate::row::{Candidate, RowId};
 use crate::scan::scan;
 use crate::stop::Stop;
@@ -75,8 +78,8 @@ impl Folder {
         self.root.join("journal")
     }
 
-    fn fingerprint(&self) -> PathBuf {
-        self.journal().join("fingerprint.json")
+    fn task(&self) -> PathBuf {
+        self.journal().join("task.json")
     }
 
     fn answers(&self) -> PathBuf {
@@ -84,7 +87,7 @@ impl Folder {
     }
 
     fn ledger(&self) -> PathBuf {
-        self.journal().join("ledger")
+        self.root.join("ledger")
     }
 
     /// The published index, if there is one.
@@ -96,37 +99,42 @@ impl Folder {
     }
 }
 
-/// Curates, from where an earlier process stopped.
+/// Curates, from where an earlier process stopped. With `retry`, asks again for those rows of a finished run
+/// that failed for one of these reasons; what they bring is added in shards of its own.
 ///
 /// # Errors
 /// Whatever stops the run; it can be started again.
-pub fn curate(recipe: Recipe, folder: &Folder, stop: &Stop) -> Result<Outcome> {
+pub fn curate(recipe: Recipe, folder: &Folder, retry: Option<Vec<Reason>>, stop: &Stop) -> Result<Outcome> {
     let tables = Tables::open(&recipe)?;
     let fingerprint = tables.add_to(recipe.fingerprint());
     let _lock = RunLock::acquire(&folder.root)?;
-    if let Some(index) = folder.index()? {
-        same_run(folder, &index.fingerprint, &fingerprint)?;
-        shards_in_place(folder, &index)?;
-        remove_journal(folder)?;
-        return Ok(Outcome::AlreadyDone(index.totals));
-    }
-    claim(folder, &fingerprint)?;
+    let task = match take_up(folder, &fingerprint, retry)? {
+        Todo::Task(task) => task,
+        Todo::Nothing(totals) => return Ok(Outcome::AlreadyDone(totals)),
+    };
 
     let recipe = Arc::new(recipe);
+    let ledger = Ledger::open(&folder.ledger(), task.round)?;
     let mut tally = Tally::new(&recipe);
-    let ledger = Ledger::open(&folder.ledger(), |entry| {
-        tally.note(&entry);
+    let mut again = BTreeSet::new();
+    ledger.entries(|round, entry| {
+        match entry.verdict {
+            Verdict::Rejected(Rejection { reason, .. }) if round < task.round && task.retry.contains(&reason) => {
+                again.insert(entry.record.candidate.key);
+            }
+            _ => tally.note(&entry),
+        }
         Ok(())
     })?;
+    let rows = if task.round == 0 { Rows::After(ledger.last) } else { Rows::Only(again) };
     let (journal, held) = Journal::open(&folder.answers(), ledger.last)?;
     let journal = Arc::new(journal);
     let progress = Progress::default();
     Progress::add(&progress.kept, tally.kept);
     Progress::add(&progress.rejected, tally.rejected.total());
-    let after = ledger.last;
     let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &folder.root);
     let collection = Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress };
-    let (scanned, ledger, tally) = collection.run(assembler, held, after)?;
+    let (scanned, ledger, tally) = collection.run(assembler, held, &rows)?;
 
     let mut reasons = scanned.rejected;
     reasons.add_all(&tally.rejected);
@@ -134,18 +142,107 @@ pub fn curate(recipe: Recipe, folder: &Folder, stop: &Stop) -> Result<Outcome> {
     if totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
     }
-    samples::publish(&ledger, &folder.root.join(samples::SAMPLES))?;
-    report::publish(&ledger, &recipe, &totals, &folder.root)?;
-    let index = Index {
-        format: FORMAT.to_owned(),
-        version: VERSION,
-        fingerprint,
-        shards: ledger.shards.clone(),
-        totals: totals.clone(),
-    };
-    index.publish(&folder.root)?;
+    publish(folder, &recipe, &ledger, &totals, fingerprint)?;
     remove_journal(folder)?;
     Ok(Outcome::Finished(totals))
+}
+
+/// Publishes what is made from the ledger, the index last.
+fn publish(folder: &Folder, recipe: &Recipe, ledger: &Ledger, totals: &Totals, fingerprint: Fingerprint) -> Result<()> {
+    samples::publish(ledger, &folder.root.join(samples::SAMPLES))?;
+    report::publish(ledger, recipe, totals, &folder.root)?;
+    let shards = ledger.shards.clone();
+    let index = Index { format: FORMAT.to_owned(), version: VERSION, fingerprint, shards, totals: totals.clone() };
+    Ok(index.publish(&folder.root)?)
+}
+
+/// What a run folder is being worked on for, as `journal/task.json` has it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Task {
+    /// The recipe and the tables.
+    fingerprint: Fingerprint,
+    /// 0 for the first round.
+    round: u32,
+    /// What is asked for again in a later round.
+    retry: Vec<Reason>,
+    /// The index that this round will replace.
+    replaces: Option<ContentHash>,
+}
+
+enum Todo {
+    Task(Task),
+    Nothing(Totals),
+}
+
+/// Which rows are to have a verdict.
+#[derive(Debug)]
+enum Rows {
+    /// Those behind a row, or all.
+    After(Option<RowId>),
+    /// These.
+    Only(BTreeSet<RowId>),
+}
+
+impl Rows {
+    fn contains(&self, key: RowId) -> bool {
+        match self {
+            Rows::After(last) => Some(key) > *last,
+            Rows::Only(keys) => keys.contains(&key),
+        }
+    }
+}
+
+/// Finds what there is to do: an unfinished task, a new one, or none. Refuses to mix the work of two recipes.
+fn take_up(folder: &Folder, fingerprint: &Fingerprint, retry: Option<Vec<Reason>>) -> Result<Todo> {
+    let same_run = |recorded: &Fingerprint| {
+        let differences = recorded.difference(fingerprint);
+        if differences.is_empty() { Ok(()) } else { Err(Error::Changed { folder: folder.root.clone(), differences }) }
+    };
+    let index_file = folder.root.join(INDEX);
+    let published = if index_file.exists() { Some(ContentHash::of_file(&index_file)?) } else { None };
+    if folder.task().exists() {
+        let task: Task = read_json(folder.task())?;
+        same_run(&task.fingerprint)?;
+        if task.replaces == published {
+            return if retry.is_none_or(|asked| asked == task.retry) {
+                Ok(Todo::Task(task))
+            } else {
+                Err(Error::InTheMiddle { folder: folder.root.clone() })
+            };
+        }
+        // The index of this task is published; its process was killed before it could clean up.
+        remove_journal(folder)?;
+    }
+    let Some(index) = folder.index()? else {
+        if retry.is_some() {
+            return Err(Error::Unfinished { folder: folder.root.clone() });
+        }
+        remove_folder(&folder.ledger())?;
+        return Ok(Todo::Task(begin(folder, fingerprint, 0, Vec::new(), None)?));
+    };
+    same_run(&index.fingerprint)?;
+    shards_in_place(folder, &index)?;
+    match retry {
+        None => Ok(Todo::Nothing(index.totals)),
+        Some(retry) => {
+            let round = Ledger::open(&folder.ledger(), 0)?.next_round();
+            Ok(Todo::Task(begin(folder, fingerprint, round, retry, published)?))
+        }
+    }
+}
+
+/// Writes down a new task.
+fn begin(
+    folder: &Folder,
+    fingerprint: &Fingerprint,
+    round: u32,
+    retry: Vec<Reason>,
+    replaces: Option<ContentHash>,
+) -> Result<Task> {
+    let task = Task { fingerprint: fingerprint.clone(), round, retry, replaces };
+    write_json(folder.task(), &task)?;
+    Ok(task)
 }
 
 /// Proves a finished run: every shard against the index, and the counts against each other.
@@ -163,21 +260,6 @@ pub fn verify(folder: &Folder) -> Result<Totals> {
     Ok(index.totals)
 }
 
-/// Refuses to mix the work of two recipes.
-fn same_run(folder: &Folder, recorded: &Fingerprint, current: &Fingerprint) -> Result<()> {
-    let differences = recorded.difference(current);
-    if differences.is_empty() { Ok(()) } else { Err(Error::Changed { folder: folder.root.clone(), differences }) }
-}
-
-/// Marks the journal as that of this recipe and these tables, or finds that it is another's.
-fn claim(folder: &Folder, fingerprint: &Fingerprint) -> Result<()> {
-    let path = folder.fingerprint();
-    if path.exists() {
-        return same_run(folder, &read_json(&path)?, fingerprint);
-    }
-    Ok(write_json(&path, fingerprint)?)
-}
-
 /// A cheap look at what [`verify`] proves.
 fn shards_in_place(folder: &Folder, index: &Index<Totals>) -> Result<()> {
     for (at, entry) in index.shards.iter().enumerate() {
@@ -191,10 +273,13 @@ fn shards_in_place(folder: &Folder, index: &Index<Totals>) -> Result<()> {
 }
 
 fn remove_journal(folder: &Folder) -> Result<()> {
-    let path = folder.journal();
-    match fs::remove_dir_all(&path) {
+    remove_folder(&folder.journal())
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StorageError::io("remove", &path)(error).into())
+            Err(StorageError::io("remove", path)(error).into())
         }
         _ => Ok(()),
     }
@@ -225,12 +310,12 @@ struct Collection<'a> {
 }
 
 impl Collection<'_> {
-    /// Runs until the last row has its verdict. `held` are answers of earlier processes, for rows after `after`.
+    /// Runs until the last of `rows` has its verdict. `held` are answers of earlier processes.
     fn run(
         &self,
         assembler: Assembler<'_>,
         held: BTreeMap<RowId, Location>,
-        after: Option<RowId>,
+        rows: &Rows,
     ) -> Result<(Scanned, Ledger, Tally)> {
         let network = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -250,7 +335,7 @@ impl Collection<'_> {
         let known: BTreeSet<RowId> = held.keys().copied().collect();
         let finished = AtomicBool::new(false);
         let (scanned, assembled) = thread::scope(|scope| {
-            let scanning = scope.spawn(|| self.scan(after, &known, turns, candidates));
+            let scanning = scope.spawn(|| self.scan(rows, &known, turns, candidates));
             scope.spawn(|| network.block_on(worker.run(to_fetch)));
             scope.spawn(|| self.show(&finished));
             let assembled = self.assemble(assembler, held, order, &answers);
@@ -265,10 +350,10 @@ impl Collection<'_> {
         assembled.map(|(ledger, tally)| (scanned, ledger, tally)).ok_or(Error::Interrupted)
     }
 
-    /// Hands out turns for all candidates after `after`, and to the network those that have no answer yet.
+    /// Hands out turns for the candidates among `rows`, and to the network those that have no answer yet.
     fn scan(
         &self,
-        after: Option<RowId>,
+        rows: &Rows,
         known: &BTreeSet<RowId>,
         turns: mpsc::SyncSender<Turn>,
         candidates: feed::Sender<Candidate>,
@@ -278,7 +363,7 @@ impl Collection<'_> {
         let result = scan(self.tables, &self.recipe.captions, |batch| {
             scanned.rows += batch.rows;
             scanned.rejected.add_all(&batch.rejected);
-            for candidate in batch.candidates.into_iter().filter(|c| Some(c.key) > after) {
+            for candidate in batch.candidates.into_iter().filter(|c| rows.contains(c.key)) {
                 let key = candidate.key;
                 gone = self.stop.is_raised()
                     || turns.send(Turn::Row(key)).is_err()

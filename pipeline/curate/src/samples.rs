@@ -31,7 +31,7 @@ pub fn publish(ledger: &Ledger, path: &Path) -> Result<()> {
         let schema = frame(&[]).map_err(failed)?.schema().clone();
         let mut writer = ParquetWriter::new(&mut file).batched(&schema).map_err(failed)?;
         let mut batch = Vec::with_capacity(ROW_GROUP);
-        ledger.entries(|entry| {
+        ledger.entries(|_, entry| {
             batch.push(entry);
             if batch.len() == ROW_GROUP {
                 writer.write_batch(&frame(&batch).map_err(failed)?).map_err(failed)?;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use url::Url;
-
+use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
@@ -19,7 +18,7 @@ pub struct Survey {
     /// One for each quantity, with the thresholds that the recipe sets on it.
     pub histograms: Vec<Histogram>,
     /// Rows that failed to be fetched, by host.
-    pub failures_by_host: BTreeMap<String, u64>,
+    pub failures_by_host: Hosts,
     /// Images whose real width and height are the table's height and width.
     pub swapped_sizes: u64,
     /// Images with a claimed size.
@@ -135,7 +134,7 @@ impl Survey {
         });
         Survey {
             histograms: histograms.collect(),
-            failures_by_host: BTreeMap::new(),
+            failures_by_host: Hosts::default(),
             swapped_sizes: 0,
             claimed_sizes: 0,
             sharpest: Vec::new(),
@@ -149,8 +148,7 @@ impl Survey {
         if let Verdict::Rejected(rejection) = &entry.verdict
             && matches!(rejection.reason, Reason::Fetch(_))
         {
-            let host = Url::parse(&candidate.url).ok().and_then(|url| url.host_str().map(str::to_owned));
-            *self.failures_by_host.entry(host.unwrap_or_else(|| "(no host)".into())).or_default() += 1;
+            self.failures_by_host.add(candidate.host());
         }
         let Answer::Image(measured) = &entry.record.answer else { return };
         for histogram in &mut self.histograms {
