@@ -61,7 +61,7 @@ impl<'a> Denoiser<'a> {
         let timesteps = levels[0].size()[0];
         desk.train(PHASE, &recipe.unet.updates, optimizer, |step| {
             let draw = Draw::new(recipe, step);
-            let latents = pool.latents.index_select(0, &Tensor::from_slice(&draw.items));
+            let latents = pool.0.index_select(0, &Tensor::from_slice(&draw.items));
             reseed(recipe.seed, Stream::UNet, step);
             let noise = latents.randn_like();
             let timestep = Tensor::randint(timesteps, [batch], (Kind::Int64, Device::Cpu));

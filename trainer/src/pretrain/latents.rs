@@ -1,5 +1,6 @@
 //! The pool of latents that the UNet learns from: scenes encoded once, captions phrased anew each time.
 
+use std::ops::Range;
 use std::path::Path;
 
 use demo_world::render::View;
@@ -15,16 +16,14 @@ use super::pictures::pictures;
 use super::recipe::PretrainRecipe;
 use crate::Result;
 
+/// Scenes in one pass.
 const BATCH: u64 = 64;
+/// Scenes over which the variance is taken.
+const SCALED: u64 = 4 * BATCH;
 const LATENTS: &str = "latents";
 
-/// Latents of variance one, and the factor that made them so.
-pub struct Pool {
-    /// `[scenes, 4, h, w]`
-    pub latents: Tensor,
-    /// What the autoencoder's latents are multiplied by.
-    pub scaling_factor: f64,
-}
+/// Latents of variance one, `[scenes, 4, h, w]`.
+pub struct Pool(pub Tensor);
 
 /// What a pool was made of.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -37,7 +36,14 @@ struct Origin {
 
 impl Pool {
     /// The pool on the desk, or a fresh one where there is none of this recipe and this autoencoder.
-    pub fn open(desk: &Desk, recipe: &PretrainRecipe, vae: &AutoencoderKl, vae_updates: u64) -> Result<Self> {
+    /// `scaling_factor` is the autoencoder's.
+    pub fn open(
+        desk: &Desk,
+        recipe: &PretrainRecipe,
+        vae: &AutoencoderKl,
+        vae_updates: u64,
+        scaling_factor: f64,
+    ) -> Result<Self> {
         let (file, origin_file) = (desk.path("latents.safetensors"), desk.path("latents.json"));
         let count = recipe.latents.count;
         let origin = Origin { seed: recipe.seed, count, resolution: recipe.resolution, vae_updates };
@@ -46,21 +52,31 @@ impl Pool {
             encode(desk, recipe, vae, &file)?;
             shards::atomic::write_json(&origin_file, &origin)?;
         }
-        let latents = Weights::open(&file)?.tensor(LATENTS)?;
-        let scaling_factor = 1.0 / latents.std(false).double_value(&[]);
-        Ok(Self { latents: latents * scaling_factor, scaling_factor })
+        Ok(Self(Weights::open(&file)?.tensor(LATENTS)? * scaling_factor))
     }
+}
+
+/// What an autoencoder's latents are multiplied by to have variance one: over the first scenes of the pool.
+pub fn scaling_factor(recipe: &PretrainRecipe, vae: &AutoencoderKl) -> f64 {
+    let _no_grad = tch::no_grad_guard();
+    let latents: Vec<Tensor> =
+        (0..SCALED).step_by(BATCH as usize).map(|start| encode_scenes(recipe, vae, start..start + BATCH)).collect();
+    1.0 / Tensor::cat(&latents, 0).std(false).double_value(&[])
+}
+
+fn encode_scenes(recipe: &PretrainRecipe, vae: &AutoencoderKl, items: Range<u64>) -> Tensor {
+    let view = View::whole(recipe.resolution, recipe.resolution);
+    let scenes: Vec<_> = items.map(|item| (pool_scene(recipe.seed, item), view)).collect();
+    vae.encode(&pictures(&scenes)).mean
 }
 
 fn encode(desk: &Desk, recipe: &PretrainRecipe, vae: &AutoencoderKl, file: &Path) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
-    let view = View::whole(recipe.resolution, recipe.resolution);
     let mut latents = Vec::new();
     for start in (0..recipe.latents.count).step_by(BATCH as usize) {
         desk.check_interrupt(0)?;
         let end = recipe.latents.count.min(start + BATCH);
-        let scenes: Vec<_> = (start..end).map(|item| (pool_scene(recipe.seed, item), view)).collect();
-        latents.push(vae.encode(&pictures(&scenes)).mean.to_kind(Kind::Half));
+        latents.push(encode_scenes(recipe, vae, start..end).to_kind(Kind::Half));
     }
     let latents = Tensor::cat(&latents, 0);
     tracing::info!("encoded {} scenes", recipe.latents.count);

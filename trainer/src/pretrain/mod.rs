@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use self::denoiser::Denoiser;
-use self::latents::Pool;
+use self::latents::{Pool, scaling_factor};
 use self::probe::train_probe;
 use self::text::TextEncoders;
 use self::vae::VaePhase;
@@ -75,6 +75,7 @@ pub struct Exported {
 
 /// Trains the probe of `recipe`, which lies in the folder `manifest`, and examines it on held-out scenes.
 pub fn pretrain_probe(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk) -> Result<Accuracy> {
+    desk.pin("probe", &json!({ "seed": recipe.seed }))?;
     train_probe(recipe, desk, &manifest.join(&recipe.probe.file))
 }
 
@@ -83,23 +84,25 @@ pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goa
     let train = goal == Goal::Model;
     let model = &manifest.join(&recipe.model);
 
-    let vae_config = VaeConfig::read(&model.join("vae"))?;
-    desk.pin("vae", &json!({ "seed": recipe.seed, "resolution": recipe.resolution, "config": vae_config }))?;
-    let mut vae = VaePhase::new(recipe, &VaeConfig { scaling_factor: 1.0, ..vae_config })?;
+    // The factor is a result and comes into the configuration at the end.
+    let vae_config = VaeConfig { scaling_factor: 1.0, ..VaeConfig::read(&model.join("vae"))? };
+    let mut vae = VaePhase::new(recipe, &vae_config)?;
     if train {
+        desk.pin("vae", &json!({ "seed": recipe.seed, "resolution": recipe.resolution, "config": vae_config }))?;
         vae.train(desk)?;
     }
     let (vae, vae_params, vae_updates) = vae.finish(desk)?;
-    let pool = Pool::open(desk, recipe, &vae, vae_updates)?;
+    let scaling_factor = scaling_factor(recipe, &vae);
 
     let text = TextEncoders::new(model, recipe.seed)?;
     if train {
+        desk.pin("text", &json!({ "seed": recipe.seed }))?;
         text.train(recipe, desk)?;
     }
-    desk.pin("unet", &json!({ "seed": recipe.seed, "latents": recipe.latents, "vae_updates": vae_updates }))?;
     let mut denoiser = Denoiser::new(recipe, model, text)?;
     if train {
-        denoiser.train(desk, &pool)?;
+        desk.pin("unet", &json!({ "seed": recipe.seed, "latents": recipe.latents, "vae_updates": vae_updates }))?;
+        denoiser.train(desk, &Pool::open(desk, recipe, &vae, vae_updates, scaling_factor)?)?;
     }
     let (unet_params, text, unet_updates) = denoiser.finish(desk)?;
 
@@ -107,8 +110,8 @@ pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goa
     save_half(&text.params, &model.join("text_encoder/model.safetensors"))?;
     save_half(&text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
     save_half(&unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
-    set_scaling_factor(&model.join("vae/config.json"), pool.scaling_factor)?;
-    Ok(Exported { vae_updates, unet_updates, scaling_factor: pool.scaling_factor })
+    set_scaling_factor(&model.join("vae/config.json"), scaling_factor)?;
+    Ok(Exported { vae_updates, unet_updates, scaling_factor })
 }
 
 /// Writes the weights in fp16.
