@@ -8,7 +8,7 @@ use nn::Params;
 use tch::Tensor;
 
 /// `count` doubles in [-1, 1), multiples of 2^-31.
-fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> {
+pub fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> {
     let hash = name.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
     (0..count as u32).map(move |place| {
         // The finaliser of MurmurHash3.

@@ -80,8 +80,7 @@ mod tests {
     fn targets_are_the_released_models() {
         let json = include_str!("../../tests/fixtures/unet/full_sdxl.json");
         let config = UNetConfig::from_json(json).unwrap();
-        let adapters =
-            Adapters::Fresh { targets: TARGETS.map(String::from).into(), rank: 64, alpha: 8.0, seed: 0 };
+        let adapters = Adapters::Fresh { targets: TARGETS.map(String::from).into(), rank: 64, alpha: 8.0, seed: 0 };
         let adapted = Weights::shapes_only().build_adapted(adapters, |scope| UNet::new(scope, &config)).unwrap();
         assert_eq!(adapted.lora.len(), 2 * 788);
         assert_eq!(adapted.lora.count(), 196_751_360);
@@ -95,7 +94,8 @@ mod tests {
             ("a.lora_A.weight".to_string(), Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]).view([2, 2])),
             ("a.lora_B.weight".to_string(), Tensor::from_slice(&[1.0_f32, -1.0]).view([1, 2])),
         ]);
-        let mut weights = BTreeMap::from([("a.weight".to_string(), Tensor::from_slice(&[10.0_f32, 20.0]).view([1, 2]))]);
+        let mut weights =
+            BTreeMap::from([("a.weight".to_string(), Tensor::from_slice(&[10.0_f32, 20.0]).view([1, 2]))]);
         merge(&mut weights, &by_layer(&tensors, &recipe));
         assert_eq!(weights["a.weight"], Tensor::from_slice(&[9.0_f32, 19.0]).view([1, 2]));
     }

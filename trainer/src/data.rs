@@ -72,8 +72,7 @@ impl LatentShards {
     /// Opens the folder that encode-latents published, proves every shard against the index, and finds all samples.
     pub fn open(folder: &Path) -> Result<LatentShards> {
         let refused = |reason: String| Error::Latents { folder: folder.to_owned(), reason };
-        let index = LatentIndex::load(folder, FORMAT, VERSION)?
-            .ok_or_else(|| refused("there are none".into()))?;
+        let index = LatentIndex::load(folder, FORMAT, VERSION)?.ok_or_else(|| refused("there are none".into()))?;
         let (mut files, mut names, mut samples) = (Vec::new(), Vec::new(), Vec::new());
         for (at, entry) in index.shards.iter().enumerate() {
             let path = index.shard_path(folder, at);
@@ -157,7 +156,8 @@ impl LatentShards {
 
     fn conditioning(&self, location: &Location) -> Result<Conditioning> {
         let bytes = self.bytes(location, location.json)?;
-        serde_json::from_slice(&bytes).map_err(|e| self.refused(format!("{}: {e}", self.names[location.shard as usize])))
+        serde_json::from_slice(&bytes)
+            .map_err(|e| self.refused(format!("{}: {e}", self.names[location.shard as usize])))
     }
 
     /// An array of the expected shape, -1 for any side, in FP32.

@@ -85,7 +85,9 @@ pub enum Error {
         difference: String,
     },
     /// Gradients that stay NaN or infinite.
-    #[error("{updates} updates in a row had NaN or infinite gradients ({what}), the last at iteration {iteration}; the last checkpoint is untouched")]
+    #[error(
+        "{updates} updates in a row had NaN or infinite gradients ({what}), the last at iteration {iteration}; the last checkpoint is untouched"
+    )]
     NonFinite {
         /// How many were skipped.
         updates: u32,

@@ -113,11 +113,7 @@ impl Flow {
     /// Equation 24, the corrected schedule: [`Flow::forward`] before T, pure noise at T.
     pub fn forward_to_pure_noise(&self, x_0: &Tensor, epsilon: &Tensor, t: &[Timestep]) -> Tensor {
         let last = self.last();
-        self.combine(
-            x_0,
-            epsilon,
-            t.iter().map(|t| if *t == last { (0.0, 1.0) } else { self.signal_and_noise(*t) }),
-        )
+        self.combine(x_0, epsilon, t.iter().map(|t| if *t == last { (0.0, 1.0) } else { self.signal_and_noise(*t) }))
     }
 
     /// Equation 3: `x(x_t, u, t)`, the data that the network's statement `u` at `x_t` amounts to.
@@ -176,9 +172,8 @@ impl Flow {
     pub fn combine(&self, x: &Tensor, y: &Tensor, pairs: impl Iterator<Item = Coefficients>) -> Tensor {
         let (a, b): (Vec<f64>, Vec<f64>) = pairs.unzip();
         assert_eq!(a.len() as i64, x.size()[0], "one timestep for each sample");
-        let column = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(Kind::Float).to_device(x.device()).view([-1, 1, 1, 1])
-        };
+        let column =
+            |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(x.device()).view([-1, 1, 1, 1]);
         x.to_kind(Kind::Float) * column(&a) + y.to_kind(Kind::Float) * column(&b)
     }
 }

@@ -35,8 +35,7 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let document = |path: &Path, reason: String| Error::Document { path: path.to_owned(), reason };
         let read = |path: &Path| std::fs::read_to_string(path).map_err(Error::io("read", path));
-        let (unet_path, scheduler_path) =
-            (path.join("unet/config.json"), path.join("scheduler/scheduler_config.json"));
+        let (unet_path, scheduler_path) = (path.join("unet/config.json"), path.join("scheduler/scheduler_config.json"));
         let unet_json = read(&unet_path)?;
         let unet = UNetConfig::from_json(&unet_json).map_err(|e| document(&unet_path, e.to_string()))?;
         let scheduler = SchedulerConfig::from_json(&read(&scheduler_path)?)

@@ -54,14 +54,8 @@ pub struct Student {
 fn predict(unet: &UNet, kind: Kind, x_t: &Tensor, t: &[Timestep], condition: &Condition) -> Tensor {
     let condition = condition.to_kind(kind);
     let timesteps = model_timesteps(t, x_t.device());
-    unet.forward(
-        &x_t.to_kind(kind),
-        &timesteps,
-        &condition.prompt_embeds,
-        &condition.pooled,
-        &condition.time_ids,
-    )
-    .to_kind(Kind::Float)
+    unet.forward(&x_t.to_kind(kind), &timesteps, &condition.prompt_embeds, &condition.pooled, &condition.time_ids)
+        .to_kind(Kind::Float)
 }
 
 impl Teacher {

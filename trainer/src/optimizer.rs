@@ -429,7 +429,13 @@ mod tests {
         let clipping = AdamConfig { max_gradient_norm: Some(0.5), betas: [0.0, 0.0], ..ADAM };
         optimizer.update(&clipping, None).unwrap();
         // With both betas 0 the second moment is the squared gradient that Adam saw.
-        let seen: f64 = optimizer.state().0.iter().filter(|(name, _)| name.starts_with("second_moment")).map(|(_, t)| t.sum(Kind::Double).double_value(&[])).sum();
+        let seen: f64 = optimizer
+            .state()
+            .0
+            .iter()
+            .filter(|(name, _)| name.starts_with("second_moment"))
+            .map(|(_, t)| t.sum(Kind::Double).double_value(&[]))
+            .sum();
         assert!((seen.sqrt() - 0.5).abs() < 1e-5, "{seen}");
     }
 

@@ -298,7 +298,8 @@ impl Stage {
 
     fn validate(&self, flow: &Flow) -> Result<(), RecipeError> {
         self.validate_steps(flow)?;
-        if self.micro_batch_size == 0 || self.batch_size == 0 || !self.batch_size.is_multiple_of(self.micro_batch_size) {
+        if self.micro_batch_size == 0 || self.batch_size == 0 || !self.batch_size.is_multiple_of(self.micro_batch_size)
+        {
             return refuse(format!(
                 "batch_size ({}) has to be a multiple of micro_batch_size ({}), and neither zero",
                 self.batch_size, self.micro_batch_size
@@ -333,7 +334,8 @@ impl Stage {
         if let Some(t) = self.student_timesteps.iter().find(beyond) {
             return refuse(format!("student_timesteps: {} lies outside of 1 to {}", t.0, flow.last().0));
         }
-        let teachers = std::iter::once(("teacher", &self.teacher)).chain(self.skip_teacher.as_ref().map(|t| ("skip_teacher", t)));
+        let teachers =
+            std::iter::once(("teacher", &self.teacher)).chain(self.skip_teacher.as_ref().map(|t| ("skip_teacher", t)));
         for (key, teacher) in teachers {
             if teacher.steps <= self.student_steps || !teacher.steps.is_multiple_of(self.student_steps) {
                 return refuse(format!(
@@ -394,7 +396,9 @@ impl Stage {
             return refuse("x0_conversion comes first: its frozen copy is what the stage starts from");
         }
         if conversion.is_some() && last_lora.is_some() {
-            return refuse("a student that predicts data is trained in full (section 3.7.3): no LoRA beside x0_conversion");
+            return refuse(
+                "a student that predicts data is trained in full (section 3.7.3): no LoRA beside x0_conversion",
+            );
         }
         Ok(())
     }

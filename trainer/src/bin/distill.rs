@@ -71,8 +71,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let device = nn::parse_device(&arguments.device)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .map_err(|source| Error::Io { action: "watch for signals in", path: "this process".into(), source })?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::Io {
+            action: "watch for signals in",
+            path: "this process".into(),
+            source,
+        })?;
     }
     let world = World::open(&arguments.manifest, &arguments.run, device)?;
     for stage in &stages {

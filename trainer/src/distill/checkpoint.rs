@@ -185,12 +185,15 @@ fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
             return Ok(None);
         }
         let weights = Weights::open(&path.join(name))?.to(Kind::Float, Device::Cpu);
-        let tensors =
-            weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect::<Result<_>>()?;
+        let tensors = weights
+            .names()
+            .into_iter()
+            .map(|name| Ok((name.to_string(), weights.tensor(name)?)))
+            .collect::<Result<_>>()?;
         Ok(Some(tensors))
     };
-    let student = load(STUDENT)?
-        .ok_or_else(|| Error::Document { path: path.join(STATE), reason: "names no student".into() })?;
+    let student =
+        load(STUDENT)?.ok_or_else(|| Error::Document { path: path.join(STATE), reason: "names no student".into() })?;
     let saved = Saved {
         position: state.position,
         student,

@@ -81,11 +81,8 @@ fn to_picture(pixels: &Tensor) -> Result<RgbImage> {
 fn tiled(rows: &[&[RgbImage]]) -> RgbImage {
     let (width, height) = rows[0][0].dimensions();
     let (columns, lines) = (rows[0].len() as u32, rows.len() as u32);
-    let mut grid = RgbImage::from_pixel(
-        columns * (width + GAP) - GAP,
-        lines * (height + GAP) - GAP,
-        image::Rgb([255, 255, 255]),
-    );
+    let mut grid =
+        RgbImage::from_pixel(columns * (width + GAP) - GAP, lines * (height + GAP) - GAP, image::Rgb([255, 255, 255]));
     for (y, row) in rows.iter().enumerate() {
         for (x, picture) in row.iter().enumerate() {
             let (left, top) = (x as u32 * (width + GAP), y as u32 * (height + GAP));

@@ -8,12 +8,14 @@ mod grid;
 pub mod metrics;
 mod paths;
 mod phase;
+mod release;
 mod report;
 mod run;
 mod tensorboard;
 
-pub use export::{link, released_name};
+pub use export::released_name;
 pub use paths::StagePaths;
+pub use release::release;
 pub use run::{Done, DumpStep, World, run_stage};
 
 use std::path::Path;

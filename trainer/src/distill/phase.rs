@@ -116,8 +116,7 @@ impl Networks {
             steps: stage.teacher_of(phase).steps,
             guidance_scale: phase.guidance_scale,
         };
-        let formulation =
-            if stage.predicts_data() { Formulation::Sample } else { sources.teacher.formulation };
+        let formulation = if stage.predicts_data() { Formulation::Sample } else { sources.teacher.formulation };
         let student = Student { unet: student_unet, kind, formulation, steps: stage.student_steps };
 
         let critic = match &phase.objective {
@@ -251,8 +250,7 @@ fn lora_student(
         }
         CarriedStudent::Full(_) => unreachable!("a recipe's LoRA phases come before its full ones"),
     };
-    let adapted =
-        Weights::shared(base).build_adapted(source, |scope| UNet::new(scope, &sources.teacher.unet))?;
+    let adapted = Weights::shared(base).build_adapted(source, |scope| UNet::new(scope, &sources.teacher.unet))?;
     let mut optimizer = Optimizer::new(adapted.lora.iter(), state, false)?;
     if let Some(masters) = masters {
         optimizer.set_masters(masters)?;
@@ -281,11 +279,7 @@ fn full_student(
 }
 
 /// The teacher's weights with adapters merged into them.
-fn merged(
-    stage: &Stage,
-    sources: &Sources,
-    tensors: &BTreeMap<String, Tensor>,
-) -> Result<BTreeMap<String, Tensor>> {
+fn merged(stage: &Stage, sources: &Sources, tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let mut weights = sources.teacher.tensors()?;
     if let Some(recipe) = &stage.lora {
         adapters::merge(&mut weights, &adapters::by_layer(tensors, recipe));
@@ -302,11 +296,7 @@ fn to_host(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
 }
 
 /// The folder of a teacher of this manifest and run.
-pub(super) fn teacher_folder(
-    teacher: &crate::recipe::Teacher,
-    base: &Path,
-    run: &Path,
-) -> Result<std::path::PathBuf> {
+pub(super) fn teacher_folder(teacher: &crate::recipe::Teacher, base: &Path, run: &Path) -> Result<std::path::PathBuf> {
     if teacher.is_base() {
         return Ok(base.to_owned());
     }

@@ -55,7 +55,8 @@ fn page(stage: &Stage, captions: &[String], recorded: &[Metrics], pictures: &[St
         100.0 * wait,
     );
     for phase in &stage.phases {
-        let _ = write!(html, "<tr><td>{}<td>{}<td>{:e}</tr>", escape(&phase.name), phase.iterations, phase.learning_rate);
+        let _ =
+            write!(html, "<tr><td>{}<td>{}<td>{:e}</tr>", escape(&phase.name), phase.iterations, phase.learning_rate);
     }
     html += "</table><h2>Curves</h2>";
     let series = |value: fn(&Metrics) -> Option<f64>| -> Vec<(f64, f64)> {
@@ -91,7 +92,8 @@ fn chart(title: &str, lines: &[(&str, Vec<(f64, f64)>)]) -> String {
     const HEIGHT: f64 = 180.0;
     const MARGIN: f64 = 12.0;
     const COLOURS: [&str; 2] = ["#1f6fb4", "#c4532c"];
-    let finite: Vec<(f64, f64)> = lines.iter().flat_map(|(_, points)| points.iter().copied()).filter(|p| p.1.is_finite()).collect();
+    let finite: Vec<(f64, f64)> =
+        lines.iter().flat_map(|(_, points)| points.iter().copied()).filter(|p| p.1.is_finite()).collect();
     let bounds = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
     };

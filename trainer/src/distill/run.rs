@@ -50,11 +50,8 @@ impl World {
         let latents = LatentShards::open(&latents_folder)?;
         let side = i64::from(model.resolution) / 8;
         let pooled = base.unet.addition_input_dim - 6 * base.unet.addition_time_embed_dim;
-        let shape = SampleShape {
-            latent: [base.unet.in_channels, side, side],
-            context: base.unet.context_dim(),
-            pooled,
-        };
+        let shape =
+            SampleShape { latent: [base.unet.in_channels, side, side], context: base.unet.context_dim(), pooled };
         latents.check(&encode::model_fingerprint(&model)?, shape)?;
         Ok(World { run: run.to_owned(), base, latents: Arc::new(latents), latents_folder, shape, device })
     }
@@ -87,7 +84,10 @@ pub enum Done {
 pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<Done> {
     let paths = StagePaths::new(&world.run, &stage.name);
     if paths.is_done() {
-        return Ok(Done::Before);
+        return match dump {
+            None => Ok(Done::Before),
+            Some(dump) => Err(not_dumped(dump, stage.iterations(), stage)),
+        };
     }
     let _lock = RunLock::acquire(paths.root())?;
     let sources = open_sources(world, stage)?;
@@ -161,8 +161,7 @@ impl<'a> StageRun<'a> {
         paths: &'a StagePaths,
         fingerprint: Fingerprint,
     ) -> Result<StageRun<'a>> {
-        let placement =
-            Placement { device: world.device, latent_side: world.shape.latent[1], seed: stage_seed(stage) };
+        let placement = Placement { device: world.device, latent_side: world.shape.latent[1], seed: stage_seed(stage) };
         let saved = checkpoint::latest(&paths.checkpoints(), &fingerprint)?;
         let (position, networks) = match saved {
             None => {
@@ -186,12 +185,8 @@ impl<'a> StageRun<'a> {
             stage.micro_batch_size,
             world.shape,
         );
-        let recorder = Recorder::open(
-            &paths.metrics(),
-            &paths.events(),
-            position.iteration,
-            stage.record.histograms_every,
-        )?;
+        let recorder =
+            Recorder::open(&paths.metrics(), &paths.events(), position.iteration, stage.record.histograms_every)?;
         let numbers = spread(stage.record.samples, world.latents.len());
         let captions = numbers.iter().map(|n| world.latents.caption(*n)).collect::<Result<_>>()?;
         let condition = world.latents.batch(&numbers, world.shape)?.to_device(world.device).condition;
@@ -214,18 +209,9 @@ impl<'a> StageRun<'a> {
     }
 
     fn check_dump(&self, dump: Option<&DumpStep>) -> Result<()> {
+        let (done, all) = (self.position.iteration, self.stage.iterations());
         match dump {
-            Some(dump) if dump.iteration <= self.position.iteration || dump.iteration > self.stage.iterations() => {
-                Err(Error::Document {
-                    path: dump.file.clone(),
-                    reason: format!(
-                        "iteration {} cannot be dumped: {} are done and the stage has {}",
-                        dump.iteration,
-                        self.position.iteration,
-                        self.stage.iterations()
-                    ),
-                })
-            }
+            Some(dump) if dump.iteration <= done || dump.iteration > all => Err(not_dumped(dump, done, self.stage)),
             _ => Ok(()),
         }
     }
@@ -294,8 +280,7 @@ impl<'a> StageRun<'a> {
     /// One update of the discriminator, where there is one, and one of the student.
     fn iterate(&mut self, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<()> {
         let started = Instant::now();
-        let batches =
-            (0..self.stage.micro_batches()).map(|_| self.loader.next()).collect::<Result<Vec<Batch>>>()?;
+        let batches = (0..self.stage.micro_batches()).map(|_| self.loader.next()).collect::<Result<Vec<Batch>>>()?;
         let waited = started.elapsed();
         let dump = dump.filter(|dump| dump.iteration == self.position.iteration + 1);
         let mut traced = BTreeMap::new();
@@ -409,8 +394,7 @@ impl<'a> StageRun<'a> {
             let mut trace = if traced.is_some() { Trace::On(BTreeMap::new()) } else { Trace::Off };
             let networks = &self.networks;
             let judge = networks.judge();
-            let report =
-                student_step(self.world.flow(), &networks.student, judge, &batch, &draw, weight, &mut trace);
+            let report = student_step(self.world.flow(), &networks.student, judge, &batch, &draw, weight, &mut trace);
             losses.push(report.loss);
             self.networks.student_optimizer.accumulate();
             if let Some(traced) = traced.as_deref_mut() {
@@ -433,12 +417,8 @@ impl<'a> StageRun<'a> {
             Objective::Adversarial { noise, .. } => noise.as_ref(),
             Objective::Mse | Objective::X0Conversion => None,
         };
-        let place = Place {
-            seed: self.placement.seed,
-            iteration: self.position.iteration,
-            rank: 0,
-            micro_batch: at as u32,
-        };
+        let place =
+            Place { seed: self.placement.seed, iteration: self.position.iteration, rank: 0, micro_batch: at as u32 };
         let timesteps = &self.stage.student_timesteps;
         let draw = Draw::new(place, &batch.latents.size(), timesteps, look, self.world.device);
         (batch.to_device(self.world.device), draw)
@@ -495,6 +475,12 @@ impl<'a> StageRun<'a> {
         self.progress.finish(&self.stage.name);
         Ok(())
     }
+}
+
+fn not_dumped(dump: &DumpStep, done: u64, stage: &Stage) -> Error {
+    let (iteration, all) = (dump.iteration, stage.iterations());
+    let reason = format!("iteration {iteration} cannot be dumped: {done} of the stage's {all} are done");
+    Error::Document { path: dump.file.clone(), reason }
 }
 
 #[derive(Debug, Clone, Copy)]

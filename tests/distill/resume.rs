@@ -1,0 +1,115 @@
+//! A run that was interrupted equals one that was not, bit for bit.
+
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use crate::world::{World, head, phase, stderr, two_phases};
+
+/// Waits until a stage has recorded an iteration, then sends a signal.
+fn interrupt(mut child: Child, world: &World, stage: &str, iteration: u64, signal: &str) -> ExitStatus {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let reached = world.stage(stage).join("metrics.jsonl").exists()
+            && world.losses(stage).last().is_some_and(|(done, _)| *done >= iteration);
+        if reached || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "iteration {iteration} of {stage} was never reached");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    child.wait().unwrap()
+}
+
+fn assert_same(straight: &World, interrupted: &World, stages: &[&str]) {
+    for stage in stages {
+        assert_eq!(interrupted.losses(stage), straight.losses(stage), "{stage}");
+        assert_eq!(interrupted.results(stage), straight.results(stage), "{stage}");
+    }
+}
+
+/// Ten iterations with LoRA and ten in full, killed in each half and on the boundary.
+#[test]
+fn a_killed_run_equals_a_straight_one_across_phases() {
+    let stages = [("4to2", two_phases(("base", 4), 2, 10))];
+    let straight = World::new(&stages);
+    straight.distill_well("4to2");
+    assert_eq!(straight.losses("4to2").len(), 20);
+
+    let interrupted = World::new(&stages);
+    for iteration in [2, 7, 10, 16] {
+        let child = interrupted.command("4to2").spawn().unwrap();
+        interrupt(child, &interrupted, "4to2", iteration, "-KILL");
+    }
+    interrupted.distill_well("4to2");
+    assert_same(&straight, &interrupted, &["4to2"]);
+}
+
+#[test]
+fn a_killed_run_equals_a_straight_one_across_stages() {
+    let conversion = head(("4to2", 2), 1, "student_timesteps = [500, 1000]\nema_decay = 0.9")
+        + &phase("convert", "x0_conversion", "full", 4, "")
+        + &phase(
+            "noised",
+            "adversarial_conditional",
+            "full",
+            4,
+            "discriminator_noise = { timesteps = [10, 500], weights = [5.0, 1.0] }",
+        );
+    let stages = [("4to2", two_phases(("base", 4), 2, 4)), ("2to1", conversion)];
+    let straight = World::new(&stages);
+    straight.distill_well("all");
+
+    let interrupted = World::new(&stages);
+    for (stage, iteration) in [("4to2", 8), ("2to1", 1), ("2to1", 6)] {
+        let child = interrupted.command("all").spawn().unwrap();
+        interrupt(child, &interrupted, stage, iteration, "-KILL");
+    }
+    interrupted.distill_well("all");
+    assert_same(&straight, &interrupted, &["4to2", "2to1"]);
+}
+
+/// SIGTERM and Ctrl-C save what is done, even half an iteration, and say so.
+#[test]
+fn an_asked_for_stop_saves_and_resumes_exactly() {
+    let mut recipe = two_phases(("base", 4), 2, 10);
+    let straight = World::new(&[("4to2", recipe.clone())]);
+    straight.distill_well("4to2");
+
+    // No checkpoint but the one that the stop makes.
+    recipe = recipe.replace("checkpoint_every = 3", "checkpoint_every = 0");
+    let interrupted = World::new(&[("4to2", recipe)]);
+    for signal in ["-TERM", "-INT"] {
+        let done = interrupted.losses("4to2").last().map_or(0, |(done, _)| *done);
+        let child = interrupted.command("4to2").spawn().unwrap();
+        let status = interrupt(child, &interrupted, "4to2", done + 2, signal);
+        assert_eq!(status.code(), Some(130));
+    }
+    interrupted.distill_well("4to2");
+    assert_same(&straight, &interrupted, &["4to2"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before() {
+    let recipe = two_phases(("base", 4), 2, 8);
+    let straight = World::new(&[("4to2", recipe.clone())]);
+    straight.distill_well("4to2");
+
+    let damaged = World::new(&[("4to2", recipe)]);
+    let child = damaged.command("4to2").spawn().unwrap();
+    interrupt(child, &damaged, "4to2", 7, "-KILL");
+    let checkpoints = damaged.stage("4to2").join("checkpoints");
+    let mut found: Vec<_> = std::fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.'));
+    found.sort();
+    let newest = found.last().unwrap().join("student.safetensors");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+
+    let output = damaged.distill("4to2");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is damaged"), "{}", stderr(&output));
+    assert_same(&straight, &damaged, &["4to2"]);
+}

@@ -1,0 +1,149 @@
+//! What a finished stage leaves.
+
+use std::path::Path;
+
+use nn::Weights;
+use tch::{Device, Kind};
+
+use crate::world::{World, head, phase, stderr, two_phases};
+
+fn names(path: &Path) -> Vec<String> {
+    Weights::open(path).unwrap().names().into_iter().map(str::to_string).collect()
+}
+
+#[test]
+fn a_stage_publishes_what_users_load_and_is_done_once() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 2))]);
+    world.distill_well("4to2");
+    let stage = world.stage("4to2");
+    for file in [
+        "export/model_index.json",
+        "export/scheduler/scheduler_config.json",
+        "export/vae/diffusion_pytorch_model.safetensors",
+        "export/text_encoder_2/model.safetensors",
+        "export/tokenizer/vocab.json",
+        "export/sdxl_lightning_2step_unet.safetensors",
+        "export/README.md",
+        "report.html",
+        "samples/000000004.png",
+    ] {
+        assert!(stage.join(file).is_file(), "{file}");
+    }
+    let base = names(&world.manifest().join("model/unet/diffusion_pytorch_model.safetensors"));
+    assert_eq!(names(&stage.join("export/unet/diffusion_pytorch_model.safetensors")), base);
+
+    let lora = stage.join("export/sdxl_lightning_2step_lora.safetensors");
+    let weights = Weights::open(&lora).unwrap().to(Kind::Float, Device::Cpu);
+    let alpha = weights.tensor("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.alpha").unwrap();
+    assert_eq!(alpha.double_value(&[]), 2.0);
+    assert!(names(&lora).iter().all(|name| {
+        name.starts_with("lora_unet_")
+            && [".lora_down.weight", ".lora_up.weight", ".alpha"].iter().any(|end| name.ends_with(end))
+    }));
+
+    let lineage = std::fs::read_to_string(stage.join("export/lineage.json")).unwrap();
+    assert!(lineage.contains("\"curated\""), "{lineage}");
+    let report = std::fs::read_to_string(stage.join("report.html")).unwrap();
+    assert!(report.contains("sample &lt;0&gt;") && report.contains("<polyline"), "captions escaped, curves drawn");
+
+    let before = world.results("4to2");
+    let again = world.distill("4to2");
+    assert!(again.status.success());
+    assert!(String::from_utf8_lossy(&again.stdout).contains("was done before"));
+    assert_eq!(world.results("4to2"), before);
+}
+
+/// A stage changes what it trains: the student is no longer the teacher, and a LoRA is not zero.
+#[test]
+fn training_moves_the_weights() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 2))]);
+    world.distill_well("4to2");
+    let open = |path: &Path| Weights::open(path).unwrap().to(Kind::Float, Device::Cpu);
+    let teacher = open(&world.manifest().join("model/unet/diffusion_pytorch_model.safetensors"));
+    let student = open(&world.stage("4to2").join("export/unet/diffusion_pytorch_model.safetensors"));
+    for name in ["conv_in.weight", "mid_block.resnets.0.conv1.weight"] {
+        assert_ne!(teacher.tensor(name).unwrap(), student.tensor(name).unwrap(), "{name}");
+    }
+    let lora = open(&world.stage("4to2").join("lora.safetensors"));
+    let up = lora.tensor("lora_unet_mid_block_resnets_0_conv1.lora_up.weight").unwrap();
+    assert!(up.abs().max().double_value(&[]) > 0.0);
+}
+
+#[test]
+fn a_stage_of_one_step_says_that_it_predicts_data() {
+    let recipe = head(("base", 2), 1, "") + &phase("convert", "x0_conversion", "full", 2, "");
+    let world = World::new(&[("2to1", recipe)]);
+    world.distill_well("2to1");
+    let export = world.stage("2to1").join("export");
+    let scheduler = std::fs::read_to_string(export.join("scheduler/scheduler_config.json")).unwrap();
+    assert!(scheduler.contains("\"prediction_type\": \"sample\""), "{scheduler}");
+    assert!(scheduler.contains("\"timestep_spacing\": \"trailing\""), "{scheduler}");
+    assert!(export.join("sdxl_lightning_1step_unet_x0.safetensors").is_file());
+    assert!(!export.join("sdxl_lightning_1step_lora.safetensors").exists());
+}
+
+#[test]
+fn export_writes_every_published_form() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 2))]);
+    world.distill_well("4to2");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_export"))
+        .arg("--manifest")
+        .arg(world.manifest())
+        .arg("--run")
+        .arg(world.run())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let folder = world.run().join("export");
+    for file in [
+        "sdxl_lightning_2step.safetensors",
+        "sdxl_lightning_2step_unet.safetensors",
+        "sdxl_lightning_2step_lora.safetensors",
+        "sdxl_lightning_workflow_full_2step.json",
+        "sdxl_lightning_workflow_lora_2step.json",
+        "scheduler_config_2step.json",
+        "README_2step.md",
+    ] {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+    let single = names(&folder.join("sdxl_lightning_2step.safetensors"));
+    for prefix in ["model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1."]
+    {
+        assert!(single.iter().any(|name| name.starts_with(prefix)), "{prefix}");
+    }
+}
+
+/// Everything that entered and left an iteration, from which the loss can be computed again.
+#[test]
+fn a_dumped_step_can_be_computed_again() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 3))]);
+    let file = world.run().join("step.safetensors");
+    let output = world.command("4to2").args(["--dump-step", "2"]).arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let dump = Weights::open(&file).unwrap().to(Kind::Float, Device::Cpu);
+    let found = dump.names();
+    for name in [
+        "000.latents",
+        "001.prompt_embeds",
+        "000.time_ids",
+        "000.noise",
+        "000.t",
+        "000.x_t",
+        "000.teacher.001",
+        "000.student.prediction",
+        "001.discriminator.real",
+        "gradient.student.mid_block.resnets.0.conv1.lora_B.weight",
+        "gradient.discriminator.head.projection.weight",
+    ] {
+        assert!(found.contains(&name), "{name} is not among {found:?}");
+    }
+    // Equation 20 from the dumped logits.
+    for micro_batch in ["000", "001"] {
+        let tensor = |name: &str| dump.tensor(&format!("{micro_batch}.discriminator.{name}")).unwrap();
+        let loss = trainer::objectives::discriminator_loss(&tensor("real"), &tensor("fake"));
+        assert_eq!(loss, tensor("loss"));
+    }
+    let late = world.command("4to2").args(["--dump-step", "99"]).arg(&file).output().unwrap();
+    assert_eq!(late.status.code(), Some(2), "{}", stderr(&late));
+    assert!(stderr(&late).contains("cannot be dumped"), "{}", stderr(&late));
+}
