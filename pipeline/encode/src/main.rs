@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,7 +35,12 @@ struct Arguments {
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    // tch panics where torch refuses, for example for want of memory; the panic's message is on stderr by then.
+    let Ok(outcome) = catch_unwind(|| run(&arguments)) else {
+        return ExitCode::FAILURE;
+    };
+    match outcome {
         Ok(Outcome::Done { totals, work }) => {
             let seconds = work.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
             println!(

@@ -101,11 +101,9 @@ fn html(index: &LatentIndex, rows: &[Row]) -> String {
          img{max-width:100%;height:auto}table{border-collapse:collapse}td,th{padding:.4rem .8rem;text-align:left;\
          vertical-align:top}tr{border-bottom:1px solid #ddd}code{font-size:.9em}</style>\n<h1>Latents</h1>\n",
     );
-    let mean = rows.iter().map(|row| row.psnr).sum::<f64>() / rows.len().max(1) as f64;
     let _ = writeln!(
         page,
-        "<p>{} samples in {} shards, {} refused, {} captions truncated. \
-         Decoded samples: mean PSNR {mean:.2} dB.</p>",
+        "<p>{} samples in {} shards, {} refused, {} captions truncated.</p>",
         totals.encoded,
         index.shards.len(),
         totals.refused.len(),
