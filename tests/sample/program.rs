@@ -80,6 +80,10 @@ fn lora_modules() -> Vec<(String, Vec<i64>, Vec<i64>)> {
 
 /// Writes a LoRA file; `name` makes the tensors' names from a module's path and a half.
 fn save_lora(path: &Path, alpha: Option<f64>, name: impl Fn(&str, &str) -> String) {
+    save_lora_with(path, alpha, name, &[]);
+}
+
+fn save_lora_with(path: &Path, alpha: Option<f64>, name: impl Fn(&str, &str) -> String, metadata: &[(&str, &str)]) {
     let mut tensors = Vec::new();
     for (module, down, up) in lora_modules() {
         tensors.push((name(&module, "down"), hashed::weight(&format!("{module}.down.weight"), &down)));
@@ -88,7 +92,7 @@ fn save_lora(path: &Path, alpha: Option<f64>, name: impl Fn(&str, &str) -> Strin
             tensors.push((name(&module, "alpha"), Tensor::from(alpha as f32)));
         }
     }
-    nn::save(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[]).unwrap();
+    nn::save(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), metadata).unwrap();
 }
 
 fn kohya_name(module: &str, half: &str) -> String {
@@ -150,9 +154,15 @@ fn lora_files_equal_diffusers_in_every_naming() {
     assert_close("kohya, reference names", &draw("reference", &reference, ":1"), "lora_kohya");
 
     let peft = model.file("peft.safetensors");
-    let letter = |half: &str| if half == "down" { "A" } else { "B" };
-    save_lora(&peft, None, |module, half| format!("unet.{module}.lora_{}.weight", letter(half)));
+    let peft_name =
+        |module: &str, half: &str| format!("unet.{module}.lora_{}.weight", if half == "down" { "A" } else { "B" });
+    save_lora(&peft, None, peft_name);
     assert_close("peft", &draw("peft", &peft, ":0.25"), "lora_peft");
+
+    let noted = model.file("noted.safetensors");
+    let settings = r#"{"unet.r": 4, "unet.lora_alpha": 2, "unet.alpha_pattern": {}}"#;
+    save_lora_with(&noted, None, peft_name, &[("lora_adapter_metadata", settings)]);
+    assert_close("peft, alpha in the header", &draw("noted", &noted, ""), "lora_kohya");
 
     let old = model.file("old.safetensors");
     save_lora(&old, None, |module, half| format!("unet.{module}.lora.{half}.weight"));

@@ -1,10 +1,13 @@
 //! LoRA files as users have them: kohya's `lora_unet_*` names (of diffusers' modules or of the reference
 //! implementation's) and diffusers' or peft's dotted ones, alpha honoured.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use nn::{Adapters, Lora, Params, Weights};
+use serde_json::Value;
 use tch::Tensor;
 
 use crate::single_file::Names;
@@ -73,6 +76,7 @@ impl LoraStack {
         if !incomplete.is_empty() {
             return Err(wrong(format!("{} modules lack one half{}", incomplete.len(), list(&incomplete))));
         }
+        let trained_with = PeftSettings::of(file)?;
         for (path, parts) in found {
             let down = weights.tensor(parts[&Part::Down])?;
             let up = weights.tensor(parts[&Part::Up])?;
@@ -82,7 +86,7 @@ impl LoraStack {
             }
             let alpha = match parts.get(&Part::Alpha) {
                 Some(name) => scalar(&weights.tensor(name)?).ok_or_else(|| wrong(format!("`{name}` is no number")))?,
-                None => rank as f64,
+                None => trained_with.alpha(&path).unwrap_or(rank as f64),
             };
             let (down, up) = modules.shaped(&path, rank, down, up);
             self.branches.entry(path).or_default().push(Lora { down, up, scale: strength * alpha / rank as f64 });
@@ -147,6 +151,49 @@ impl Modules {
     }
 }
 
+/// What newer versions of diffusers note in a file's header beside peft's names, as far as it changes the result.
+#[derive(Default)]
+struct PeftSettings {
+    lora_alpha: Option<f64>,
+    alpha_pattern: BTreeMap<String, f64>,
+}
+
+impl PeftSettings {
+    fn of(file: &Path) -> Result<Self> {
+        let wrong = |reason: String| Error::Document { path: file.to_owned(), reason };
+        let Some(noted) = header(file)?["__metadata__"]["lora_adapter_metadata"].as_str().map(str::to_owned) else {
+            return Ok(Self::default());
+        };
+        let noted: Value =
+            serde_json::from_str(&noted).map_err(|error| wrong(format!("its lora_adapter_metadata: {error}")))?;
+        if noted["unet.use_rslora"] == true || noted["unet.use_dora"] == true {
+            return Err(wrong("rank-stabilised and weight-decomposed adapters are not supported".to_owned()));
+        }
+        let pattern = noted["unet.alpha_pattern"].as_object().cloned().unwrap_or_default();
+        Ok(Self {
+            lora_alpha: noted["unet.lora_alpha"].as_f64(),
+            alpha_pattern: pattern.into_iter().filter_map(|(end, alpha)| Some((end, alpha.as_f64()?))).collect(),
+        })
+    }
+
+    /// The alpha of a module: that of the pattern whose end it is, or that of all.
+    fn alpha(&self, path: &str) -> Option<f64> {
+        let ends = |end: &str| path.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let own = self.alpha_pattern.iter().find(|(end, _)| ends(end)).map(|(_, &alpha)| alpha);
+        own.or(self.lora_alpha)
+    }
+}
+
+/// The JSON header of a safetensors file, which has been opened and so found valid before.
+fn header(file: &Path) -> Result<Value> {
+    let mut reader = File::open(file).map_err(Error::io("read", file))?;
+    let mut length = [0; 8];
+    reader.read_exact(&mut length).map_err(Error::io("read", file))?;
+    let mut text = Vec::new();
+    reader.take(u64::from_le_bytes(length)).read_to_end(&mut text).map_err(Error::io("read", file))?;
+    serde_json::from_slice(&text).map_err(|error| Error::Document { path: file.to_owned(), reason: error.to_string() })
+}
+
 fn scalar(tensor: &Tensor) -> Option<f64> {
     (tensor.numel() == 1).then(|| tensor.reshape([1]).double_value(&[0]))
 }
@@ -154,8 +201,7 @@ fn scalar(tensor: &Tensor) -> Option<f64> {
 /// The first few names, for a message.
 fn list(names: &[&str]) -> String {
     const SPELT_OUT: usize = 16;
-    let shown: BTreeSet<&&str> = names.iter().take(SPELT_OUT).collect();
-    let mut text: String = shown.iter().map(|name| format!("\n    {name}")).collect();
+    let mut text: String = names.iter().take(SPELT_OUT).map(|name| format!("\n    {name}")).collect();
     if names.len() > SPELT_OUT {
         text += &format!("\n    and {} more", names.len() - SPELT_OUT);
     }
