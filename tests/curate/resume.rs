@@ -177,7 +177,7 @@ fn a_changed_recipe_or_table_is_refused_by_name() {
     world.curate(&[]).ends_with(0);
     let (before, requests) = (world.snapshot(), world.server.requests());
     world.recipe("[sharpness]\nmin_whole = 1.0");
-    world.curate(&[]).ends_with(2).says("sharpness changed");
+    world.curate(&[]).ends_with(2).says("sharpness.rules changed");
     world.recipe("[captions]\nmin_words = 2");
     world.curate(&[]).ends_with(2).says("captions changed");
     world.recipe_with("", "concurrency = 2\ntotal_seconds = 99.0\n");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::Value;
+use shards::Index;
 
 use crate::server::{Answer, Server};
 use crate::world::{Row, World, jpeg};
@@ -174,4 +175,57 @@ fn the_recipe_is_shown_with_every_value() {
     for line in ["total_seconds = 60.0", "honour_opt_outs = true", "score = \"aesthetic_v2\"", "samples = 7"] {
         assert!(shown.contains(line), "{line} in {shown}");
     }
+}
+
+#[test]
+fn new_thresholds_over_stored_answers_make_what_a_run_with_them_would_have_made() {
+    let world = World::of_rows(60);
+    let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+    world.curate(&[]).ends_with(0);
+    let requests = world.server.requests();
+    let first = world.run_folder().to_string_lossy().into_owned();
+    let shard_bytes = |run: &str| {
+        let shards = fs::read_dir(world.path(run).join("curated/shards")).unwrap();
+        shards.map(|f| f.unwrap()).map(|f| (f.file_name(), fs::read(f.path()).unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    // The sharpest half of the noise, in other shards.
+    let samples = world.samples();
+    let mut sharpness: Vec<f64> = samples
+        .iter()
+        .map(|s| serde_json::from_slice::<Value>(s.require("json").unwrap()).unwrap())
+        .map(|record| record["sharpness"]["whole"].as_f64().unwrap())
+        .collect();
+    sharpness.sort_by(f64::total_cmp);
+    let rule = format!("[sharpness]\nmin_whole = {}\n[shards]\nsamples = 5\n", sharpness[sharpness.len() / 2]);
+    let stricter = recipe.replace("[shards]\nsamples = 7\n", &rule).replace("{run}", &first);
+    world.document(&stricter);
+    let refilter = |run: &str, stored: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_curate"));
+        command.arg("--manifest").arg(world.path("manifest")).arg("--run").arg(world.path(run));
+        if !stored.is_empty() {
+            command.args(["--refilter", stored]);
+        }
+        crate::world::Finished(command.output().unwrap())
+    };
+    refilter("again", &first).ends_with(0);
+    assert_eq!(world.server.requests(), requests, "nobody is asked");
+    assert!(refilter("again", &first).ends_with(0).stdout().contains("nothing to do"));
+    refilter("fresh", "").ends_with(0);
+    assert_eq!(shard_bytes("again"), shard_bytes("fresh"));
+    let kept = |run: &str| {
+        Index::<Value>::load(world.path(run).join("curated"), "stepdown-curated", 1).unwrap().unwrap().count() as usize
+    };
+    assert_eq!(kept("again"), samples.len() - samples.len() / 2);
+
+    // Looser than the run that gave the answers: what is not there is said to be missing.
+    world.document(
+        &stricter.replace("min_whole", "min_detail").replace("min_side = 200\nscores", "min_side = 1\nscores"),
+    );
+    let again = world.path("again").to_string_lossy().into_owned();
+    let loose = refilter("loose", &again).ends_with(0).stdout();
+    assert!(loose.contains("stored.never_asked"), "{loose}");
+    world.document(&recipe.replace("{run}", &first));
+    let loose = refilter("looser", &again).ends_with(0).stdout();
+    assert!(loose.contains("stored.file_not_kept"), "{loose}");
+    refilter("other", "/nowhere").ends_with(2).says("no finished run");
 }

@@ -17,7 +17,7 @@ use crate::duplicates::Duplicates;
 use crate::error::Result;
 use crate::journal::{Journal, Location};
 use crate::ledger::{Entry, Ledger, Part};
-use crate::reason::Reason;
+use crate::reason::{Reason, Stored};
 use crate::recipe::{Recipe, ShardRules, Store};
 use crate::record::{Answer, Measured, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId, Score, Size};
@@ -114,7 +114,7 @@ impl<'a> Assembler<'a> {
     /// [`Error::Storage`](crate::error::Error::Storage).
     pub fn push(&mut self, location: Location) -> Result<bool> {
         let (record, file) = self.journal.read(location)?;
-        let verdict = match self.judge(&record) {
+        let verdict = match self.judge(&record, &file) {
             Ok(measured) => {
                 let (shard, place) = self.file(&sample(&record.candidate, measured, file, self.stored))?;
                 Verdict::Kept { shard, place }
@@ -145,7 +145,7 @@ impl<'a> Assembler<'a> {
     }
 
     /// The measured image, unless something speaks against it.
-    fn judge<'r>(&self, record: &'r Record) -> Result<&'r Measured, Rejection> {
+    fn judge<'r>(&self, record: &'r Record, file: &[u8]) -> Result<&'r Measured, Rejection> {
         let measured = match &record.answer {
             Answer::None(rejection) => return Err(rejection.clone()),
             Answer::Image(measured) => measured,
@@ -154,6 +154,7 @@ impl<'a> Assembler<'a> {
             return Err(rejection.clone());
         }
         match self.tally.duplicates.judge(measured.sha256, look(measured)) {
+            Ok(()) if file.is_empty() => Err(Rejection::plain(Reason::Stored(Stored::FileNotKept))),
             Ok(()) => Ok(measured),
             Err(duplicate) => Err(Rejection::plain(Reason::Duplicate(duplicate))),
         }

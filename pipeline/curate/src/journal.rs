@@ -15,6 +15,7 @@
 //! lets a wrong one through.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -105,8 +106,7 @@ impl Journal {
         let record = serde_json::to_vec(record).expect("a record has a JSON form");
         let head = head(&record, file);
         let mut segments = self.lock();
-        let number = self.writable(&mut segments)?;
-        let segment = segments.open.get_mut(&number).expect("it was opened a line above");
+        let (number, segment) = self.writable(&mut segments)?;
         let location = Location {
             segment: number,
             offset: segment.length,
@@ -170,19 +170,22 @@ impl Journal {
         Ok(())
     }
 
-    /// The number of the segment to append to.
-    fn writable(&self, segments: &mut Segments) -> Result<u64> {
+    /// The segment to append to, with its number.
+    fn writable<'s>(&self, segments: &'s mut Segments) -> Result<(u64, &'s mut Segment)> {
         if segments.open.get(&segments.current).is_some_and(|s| s.length >= SEGMENT_BYTES) {
             segments.current += 1;
         }
         let number = segments.current;
-        if !segments.open.contains_key(&number) {
-            let path = segment_path(&self.folder, number);
-            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-            let file = Arc::new(file.map_err(StorageError::io("create", &path))?);
-            segments.open.insert(number, Segment { file, length: 0, live: 0 });
-        }
-        Ok(number)
+        let segment = match segments.open.entry(number) {
+            Slot::Occupied(slot) => slot.into_mut(),
+            Slot::Vacant(slot) => {
+                let path = segment_path(&self.folder, number);
+                let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+                let file = Arc::new(file.map_err(StorageError::io("create", &path))?);
+                slot.insert(Segment { file, length: 0, live: 0 })
+            }
+        };
+        Ok((number, segment))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Segments> {
@@ -251,4 +254,86 @@ fn numbered_files(folder: &Path) -> Result<Vec<u64>> {
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caption;
+    use crate::reason::Reason;
+    use crate::record::{Answer, Rejection};
+    use crate::row::Candidate;
+
+    fn record(row: u64) -> Record {
+        let candidate = Candidate {
+            key: RowId { source: 0, row },
+            url: format!("https://a.example/{row}"),
+            caption: caption::clean("words", &[]),
+            caption_original: "words".into(),
+            claimed: None,
+            scores: BTreeMap::new(),
+        };
+        Record { candidate, answer: Answer::None(Rejection::plain(Reason::Decode("corrupt"))) }
+    }
+
+    fn key(row: u64) -> RowId {
+        RowId { source: 0, row }
+    }
+
+    #[test]
+    fn answers_come_back_in_this_process_and_in_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, held) = Journal::open(dir.path(), None).unwrap();
+        assert!(held.is_empty());
+        for row in [5, 3, 4] {
+            let location = journal.append(&record(row), &[row as u8; 100]).unwrap();
+            assert_eq!(journal.read(location).unwrap(), (record(row), vec![row as u8; 100]));
+        }
+        drop(journal);
+        let (journal, held) = Journal::open(dir.path(), Some(key(3))).unwrap();
+        assert_eq!(held.keys().copied().collect::<Vec<_>>(), [key(4), key(5)]);
+        assert_eq!(journal.read(held[&key(5)]).unwrap(), (record(5), vec![5; 100]));
+        let location = journal.append(&record(6), b"").unwrap();
+        assert_eq!(journal.read(location).unwrap(), (record(6), vec![]));
+    }
+
+    #[test]
+    fn of_a_torn_segment_the_whole_frames_before_the_tear_are_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path(), None).unwrap();
+        let ends: Vec<u64> = (0..3)
+            .map(|row| {
+                let location = journal.append(&record(row), &[7; 50]).unwrap();
+                location.offset + HEAD as u64 + u64::from(location.record_len) + location.file_len
+            })
+            .collect();
+        drop(journal);
+        let path = segment_path(dir.path(), 0);
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..=whole.len() {
+            for torn in [whole[..cut].to_vec(), [&whole[..cut], &vec![0; whole.len() - cut][..]].concat()] {
+                fs::write(&path, torn).unwrap();
+                let (_, held) = Journal::open(dir.path(), None).unwrap();
+                let wanted = ends.iter().filter(|&&end| end <= cut as u64).count();
+                assert_eq!(held.len(), wanted, "cut at {cut}");
+                fs::write(&path, &whole).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_goes_when_all_of_it_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path(), None).unwrap();
+        journal.append(&record(1), b"x").unwrap();
+        journal.append(&record(2), b"x").unwrap();
+        drop(journal);
+        let (journal, held) = Journal::open(dir.path(), None).unwrap();
+        journal.release(&[held[&key(1)]]).unwrap();
+        assert_eq!(numbered_files(dir.path()).unwrap(), [0]);
+        journal.release(&[held[&key(2)]]).unwrap();
+        assert!(numbered_files(dir.path()).unwrap().is_empty());
+        journal.append(&record(3), b"x").unwrap();
+        assert_eq!(numbered_files(dir.path()).unwrap(), [1], "numbers are not used twice");
+    }
 }

@@ -9,7 +9,8 @@
 //! * [`tables`], [`table`], [`scan`]: parquet files, their columns recognised, their rows filtered.
 //! * [`work`], [`measure`], [`caption`]: a row to an answer.
 //! * [`journal`], [`ledger`], [`assemble`], [`duplicates`]: answers to shards, exactly, across kills.
-//! * [`run`]: the order of it all; [`plan`]: what it would do, told from the tables alone.
+//! * [`run`]: the order of it all; [`plan`]: what it would do, told from the tables alone;
+//!   [`refilter`]: the same over the answers of a finished run.
 //!
 //! Every row of every table ends with one verdict: it is a sample, or it has a [`reason::Reason`]. A row that
 //! fails is data; an [`error::Error`] stops the run, and the same command goes on from there.
@@ -29,6 +30,7 @@ pub mod progress;
 pub mod reason;
 pub mod recipe;
 pub mod record;
+pub mod refilter;
 pub mod report;
 pub mod row;
 pub mod run;

@@ -10,7 +10,7 @@ use clap::Parser;
 use curate::plan::plan;
 use curate::reason::Reason;
 use curate::recipe::Recipe;
-use curate::run::{self, Folder, Outcome, Totals};
+use curate::run::{self, Answers, Folder, Outcome, Totals};
 use curate::stop::Stop;
 
 /// Rows of LAION, COYO and DataComp to filtered, downloaded and checked image shards.
@@ -35,6 +35,9 @@ struct Arguments {
     /// Ask again for rows of a finished run that failed so: `fetch.dns`, `dns`, `fetch`, or a list of such.
     #[arg(long, value_name = "CLASSES", value_parser = Reason::named_by, conflicts_with_all = ["plan", "verify"])]
     retry_failed: Option<std::vec::Vec<Reason>>,
+    /// Take the answers of this finished run instead of asking the network, and apply the rules anew.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["plan", "verify", "retry_failed"])]
+    refilter: Option<PathBuf>,
     /// Prove a finished run: shards, checksums and counts.
     #[arg(long)]
     verify: bool,
@@ -54,6 +57,16 @@ fn main() -> ExitCode {
     }
 }
 
+impl Arguments {
+    fn answers(&self) -> Answers {
+        match (&self.retry_failed, &self.refilter) {
+            (Some(reasons), _) => Answers::Again(reasons.clone()),
+            (None, Some(run)) => Answers::StoredIn(run.clone()),
+            (None, None) => Answers::Network,
+        }
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
     let stop = Stop::on_signals().context("cannot listen for signals")?;
     let recipe = Recipe::read(&arguments.manifest, &arguments.run)?;
@@ -65,7 +78,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else if arguments.verify {
         print(&run::verify(&folder)?, "verified")
     } else {
-        match run::curate(recipe, &folder, arguments.retry_failed.clone(), &stop)? {
+        match run::curate(recipe, &folder, arguments.answers(), &stop)? {
             Outcome::Finished(totals) => print(&totals, "finished"),
             Outcome::AlreadyDone(totals) => print(&totals, "nothing to do, already finished"),
         }

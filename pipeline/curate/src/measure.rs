@@ -33,8 +33,8 @@ fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), 
         rejection: None,
     };
     // What the header rules out is not decoded.
-    if let Err(reason) = judge_header(&measured, &recipe.image) {
-        measured.rejection = Some(Rejection::plain(Reason::Image(reason)));
+    measured.rejection = judge(&measured, recipe).err();
+    if measured.rejection.is_some() {
         return Ok((measured, None));
     }
     let (luma, image) = match recipe.image.store {
@@ -46,8 +46,8 @@ fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), 
     };
     let sharpness = pixels::sharpness(&luma);
     measured.pixels = Some(PixelMeasures { sharpness, perceptual_hash: pixels::perceptual_hash(&luma).0 });
-    if let Err((reason, detail)) = judge_sharpness(sharpness, recipe.sharpness) {
-        measured.rejection = Some(Rejection { reason: Reason::Image(reason), detail });
+    measured.rejection = judge(&measured, recipe).err();
+    if measured.rejection.is_some() {
         return Ok((measured, None));
     }
     let file = match (recipe.image.store, image) {
@@ -57,6 +57,15 @@ fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), 
         _ => body.to_vec(),
     };
     Ok((measured, Some(file)))
+}
+
+/// Holds what was measured so far against the recipe.
+///
+/// # Errors
+/// The first rule that turns it down.
+pub fn judge(measured: &Measured, recipe: &Recipe) -> Result<(), Rejection> {
+    judge_header(measured, &recipe.image).map_err(|reason| Rejection::plain(Reason::Image(reason)))?;
+    measured.pixels.map_or(Ok(()), |pixels| judge_sharpness(pixels.sharpness, recipe.sharpness))
 }
 
 fn judge_header(measured: &Measured, rules: &ImageRules) -> Result<(), reason::Image> {
@@ -71,14 +80,15 @@ fn judge_header(measured: &Measured, rules: &ImageRules) -> Result<(), reason::I
     }
 }
 
-fn judge_sharpness(found: Sharpness, rules: SharpnessRules) -> Result<(), (reason::Image, String)> {
+fn judge_sharpness(found: Sharpness, rules: SharpnessRules) -> Result<(), Rejection> {
     for (reason, name, value, least) in [
         (reason::Image::Blurred, "whole", found.whole, rules.min_whole),
         (reason::Image::NoSharpTile, "tile", found.tile, rules.min_tile),
         (reason::Image::Upscaled, "detail", found.detail, rules.min_detail),
     ] {
         if value < least {
-            return Err((reason, format!("sharpness {name} {value:.4} is below {least}")));
+            let detail = format!("sharpness {name} {value:.4} is below {least}");
+            return Err(Rejection { reason: Reason::Image(reason), detail });
         }
     }
     Ok(())

@@ -24,6 +24,8 @@ pub enum Reason {
     Image(Image),
     /// A row before it brought the same.
     Duplicate(Duplicate),
+    /// The run whose answers are used again does not have it; see [`refilter`](crate::refilter).
+    Stored(Stored),
 }
 
 /// Reasons of the stage `filter`.
@@ -88,6 +90,15 @@ pub enum Duplicate {
     Near,
 }
 
+/// Reasons of the stage `stored`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stored {
+    /// The row was not requested then.
+    NeverAsked,
+    /// The image passes now and was turned down then, so that its file was not kept.
+    FileNotKept,
+}
+
 impl Reason {
     /// The stage, the part before the dot.
     pub const fn stage(self) -> &'static str {
@@ -98,6 +109,7 @@ impl Reason {
             Reason::Image(_) => "image",
             Reason::Caption(_) => "caption",
             Reason::Duplicate(_) => "duplicate",
+            Reason::Stored(_) => "stored",
         }
     }
 
@@ -146,6 +158,7 @@ impl Reason {
             .chain(pixels::DecodeError::NAMES.into_iter().map(Reason::Decode))
             .chain(images.into_iter().map(Reason::Image))
             .chain([Duplicate::Exact, Duplicate::Near].into_iter().map(Reason::Duplicate))
+            .chain([Stored::NeverAsked, Stored::FileNotKept].into_iter().map(Reason::Stored))
     }
 }
 
@@ -175,6 +188,8 @@ impl fmt::Display for Reason {
             Reason::Caption(Caption::TooManyWords) => "too_many_words",
             Reason::Duplicate(Duplicate::Exact) => "exact",
             Reason::Duplicate(Duplicate::Near) => "near",
+            Reason::Stored(Stored::NeverAsked) => "never_asked",
+            Reason::Stored(Stored::FileNotKept) => "file_not_kept",
         };
         write!(f, "{}.{name}", self.stage())
     }

@@ -255,8 +255,10 @@ impl Recipe {
         let mut fingerprint = Fingerprint::new()
             .with("fetch.max_bytes", hash(&fetch.max_bytes))
             .with("fetch.honour_opt_outs", hash(&fetch.honour_opt_outs))
-            .with("image", hash(image))
-            .with("sharpness", hash(&(sharpness, pixels::SHARPNESS_VERSION)))
+            .with("image.store", hash(&image.store))
+            .with("image.rules", hash(image))
+            .with("sharpness.version", hash(&pixels::SHARPNESS_VERSION))
+            .with("sharpness.rules", hash(sharpness))
             .with("captions", hash(captions))
             .with("duplicates", hash(duplicates))
             .with("shards", hash(shards));
@@ -384,7 +386,7 @@ mod tests {
         let mut stricter = recipe.clone();
         stricter.sharpness.min_whole += 1.0;
         let named = recipe.fingerprint().difference(&stricter.fingerprint());
-        assert_eq!(named.iter().map(ToString::to_string).collect::<Vec<_>>(), ["sharpness changed"]);
+        assert_eq!(named.iter().map(ToString::to_string).collect::<Vec<_>>(), ["sharpness.rules changed"]);
     }
 
     #[test]

@@ -79,11 +79,12 @@ fn funnel(html: &mut String, totals: &Totals) {
         );
     };
     let mut left = *rows;
-    let stages: [(&str, fn(Reason) -> bool); 4] = [
+    type Belongs = fn(Reason) -> bool;
+    let stages: [(&str, Belongs); 4] = [
         ("left after the tables' own values and captions", Reason::is_of_table),
         ("left after fetching", |r| matches!(r, Reason::Fetch(_))),
         ("left after decoding", |r| matches!(r, Reason::Decode(_))),
-        ("kept", |r| matches!(r, Reason::Image(_) | Reason::Duplicate(_))),
+        ("kept", |r| matches!(r, Reason::Image(_) | Reason::Duplicate(_) | Reason::Stored(_))),
     ];
     line("kept", "rows", left);
     for (name, belongs) in stages {
@@ -151,10 +152,10 @@ fn svg(histogram: &Histogram) -> String {
         );
     }
     let (low, high) = (number(quantity.value(first)), number(quantity.value(last)));
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<text x=\"0\" y=\"{0}\">{low}</text><text x=\"{WIDTH}\" y=\"{0}\" text-anchor=\"end\">{high}</text></svg>\
-         <figcaption>{1}</figcaption></figure>\n",
+         <figcaption>{1}</figcaption></figure>",
         HEIGHT + 12.0,
         quantity.title()
     );

@@ -24,12 +24,13 @@ use crate::progress::{Display, Progress};
 use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::record::{Rejection, Verdict};
+use crate::refilter::StoredRun;
 use crate::row::{Candidate, RowId};
 use crate::scan::scan;
 use crate::stop::Stop;
 use crate::tables::Tables;
 use crate::work::{STOP_POLL, Worker};
-use crate::{report, samples};
+use crate::{refilter, report, samples};
 
 /// The format named in `index.json`.
 pub const FORMAT: &str = "stepdown-curated";
@@ -86,7 +87,8 @@ impl Folder {
         self.journal().join("answers")
     }
 
-    fn ledger(&self) -> PathBuf {
+    /// Where the ledger lies.
+    pub fn ledger(&self) -> PathBuf {
         self.root.join("ledger")
     }
 
@@ -99,14 +101,33 @@ impl Folder {
     }
 }
 
-/// Curates, from where an earlier process stopped. With `retry`, asks again for those rows of a finished run
-/// that failed for one of these reasons; what they bring is added in shards of its own.
+/// Where answers come from.
+#[derive(Debug, Clone)]
+pub enum Answers {
+    /// Of all rows, the network.
+    Network,
+    /// The network, for the rows of a finished run that failed for one of these reasons. What they bring is
+    /// added in shards of its own.
+    Again(Vec<Reason>),
+    /// The finished run in this folder.
+    StoredIn(PathBuf),
+}
+
+/// Curates, from where an earlier process stopped.
 ///
 /// # Errors
 /// Whatever stops the run; it can be started again.
-pub fn curate(recipe: Recipe, folder: &Folder, retry: Option<Vec<Reason>>, stop: &Stop) -> Result<Outcome> {
+pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) -> Result<Outcome> {
     let tables = Tables::open(&recipe)?;
-    let fingerprint = tables.add_to(recipe.fingerprint());
+    let mut fingerprint = tables.add_to(recipe.fingerprint());
+    let (retry, stored) = match answers {
+        Answers::Network => (None, None),
+        Answers::Again(reasons) => (Some(reasons), None),
+        Answers::StoredIn(run) => (None, Some(StoredRun::open(Folder::of_run(&run), &fingerprint)?)),
+    };
+    if let Some(stored) = &stored {
+        fingerprint = fingerprint.with(refilter::SOURCE_PART, stored.identity);
+    }
     let _lock = RunLock::acquire(&folder.root)?;
     let task = match take_up(folder, &fingerprint, retry)? {
         Todo::Task(task) => task,
@@ -133,7 +154,8 @@ pub fn curate(recipe: Recipe, folder: &Folder, retry: Option<Vec<Reason>>, stop:
     Progress::add(&progress.kept, tally.kept);
     Progress::add(&progress.rejected, tally.rejected.total());
     let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &folder.root);
-    let collection = Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress };
+    let collection =
+        Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress, stored };
     let (scanned, ledger, tally) = collection.run(assembler, held, &rows)?;
 
     let mut reasons = scanned.rejected;
@@ -307,6 +329,8 @@ struct Collection<'a> {
     journal: &'a Arc<Journal>,
     stop: &'a Stop,
     progress: &'a Progress,
+    /// Answers these in place of the network.
+    stored: Option<StoredRun>,
 }
 
 impl Collection<'_> {
@@ -336,7 +360,10 @@ impl Collection<'_> {
         let finished = AtomicBool::new(false);
         let (scanned, assembled) = thread::scope(|scope| {
             let scanning = scope.spawn(|| self.scan(rows, &known, turns, candidates));
-            scope.spawn(|| network.block_on(worker.run(to_fetch)));
+            scope.spawn(|| match &self.stored {
+                Some(stored) => stored.answer(to_fetch, self.recipe, self.journal, &worker.answered, self.stop),
+                None => network.block_on(worker.run(to_fetch)),
+            });
             scope.spawn(|| self.show(&finished));
             let assembled = self.assemble(assembler, held, order, &answers);
             // The other threads may wait for this one: an error has to reach them before they are joined.

@@ -320,3 +320,137 @@ fn claimed(width: f64, height: f64) -> Option<Size> {
     let side = |value: f64| (value >= 1.0 && value <= f64::from(u32::MAX)).then_some(value as u32);
     Some(Size { width: side(width)?, height: side(height)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::path::Path;
+
+    use polars::prelude::{ParquetWriter, df};
+    use proptest::prelude::*;
+
+    use crate::recipe::Recipe;
+
+    /// One row of an `improved_aesthetics` table.
+    type Row = (Option<String>, Option<String>, Option<f64>, Option<f64>, Option<f32>);
+
+    fn write(path: &Path, rows: &[Row], row_group: usize) {
+        let mut frame = df!(
+            "URL" => rows.iter().map(|r| r.0.clone()).collect::<Vec<_>>(),
+            "TEXT" => rows.iter().map(|r| r.1.clone()).collect::<Vec<_>>(),
+            "WIDTH" => rows.iter().map(|r| r.2).collect::<Vec<_>>(),
+            "HEIGHT" => rows.iter().map(|r| r.3).collect::<Vec<_>>(),
+            "AESTHETIC_SCORE" => rows.iter().map(|r| r.4).collect::<Vec<_>>(),
+        )
+        .unwrap();
+        ParquetWriter::new(File::create(path).unwrap())
+            .with_row_group_size(Some(row_group))
+            .finish(&mut frame)
+            .unwrap();
+    }
+
+    fn scanned(rows: &[Row], row_group: usize, filter: &str) -> (u64, Counts, Vec<Candidate>) {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("a.parquet"), rows, row_group);
+        write(&dir.path().join("b.parquet"), rows, row_group);
+        let text = format!(
+            "[fetch]\nuser_agent = \"test/1.0 (+x)\"\n[[source]]\nkind = \"laion\"\npaths = [\"*.parquet\"]\n\
+             [source.filter]\n{filter}"
+        );
+        std::fs::write(dir.path().join("data.toml"), text).unwrap();
+        let recipe = Recipe::read(dir.path(), dir.path()).unwrap();
+        let tables = Tables::open(&recipe).unwrap();
+        let (mut seen, mut counts, mut candidates) = (0, Counts::default(), Vec::new());
+        scan(&tables, &recipe.captions, |batch| {
+            seen += batch.rows;
+            counts.add_all(&batch.rejected);
+            candidates.extend(batch.candidates);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(seen, tables.rows());
+        (seen, counts, candidates)
+    }
+
+    /// The same, row by row and in the words of the recipe.
+    fn fate(row: &Row) -> Option<Filter> {
+        let (url, text, width, height, score) = row;
+        let (Some(width), Some(height)) = (width, height) else { return Some(Filter::SizeMissing) };
+        let number = |value: f64| value.is_finite() && value >= 1.0;
+        if !number(*width) || !number(*height) {
+            return Some(Filter::SizeMissing);
+        }
+        if *width < 1024.0 || *height < 1024.0 {
+            return Some(Filter::TooSmall);
+        }
+        if width.max(*height) / width.min(*height) > 2.0 {
+            return Some(Filter::AspectRatio);
+        }
+        match score {
+            Some(score) if score.is_finite() && *score > 5.5 => {}
+            Some(score) if score.is_finite() => return Some(Filter::Score(Score::AestheticV2)),
+            _ => return Some(Filter::ScoreMissing(Score::AestheticV2)),
+        }
+        match (url, text) {
+            (None, _) => Some(Filter::NoUrl),
+            (_, None) => Some(Filter::NoCaption),
+            _ => None,
+        }
+    }
+
+    fn side() -> impl Strategy<Value = Option<f64>> {
+        let plain = (500..3000_u32).prop_map(f64::from);
+        let odd = prop::sample::select(vec![1023.0, 1024.0, 2048.0, 0.0, -5.0, f64::NAN, f64::INFINITY]);
+        prop_oneof![6 => plain.prop_map(Some), 2 => odd.prop_map(Some), 1 => Just(None)]
+    }
+
+    fn score() -> impl Strategy<Value = Option<f32>> {
+        let odd = prop::sample::select(vec![5.5, 5.500_001, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+        prop_oneof![6 => (4.0..8.0_f32).prop_map(Some), 2 => odd.prop_map(Some), 1 => Just(None)]
+    }
+
+    fn text() -> impl Strategy<Value = Option<String>> {
+        prop_oneof![8 => "[a-z]{3,12}".prop_map(Some), 1 => Just(None)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn batches_give_what_row_by_row_reading_gives(
+            rows in prop::collection::vec((text(), text(), side(), side(), score()), 1..200),
+            row_group in 1..80_usize,
+        ) {
+            let filter = "min_side = 1024\nmax_aspect_ratio = 2.0\nscores = [{ score = \"aesthetic_v2\", above = 5.5 }]\n";
+            let (seen, counts, candidates) = scanned(&rows, row_group, filter);
+            let mut wanted = Counts::default();
+            let mut passing = Vec::new();
+            for (at, row) in rows.iter().chain(&rows).enumerate() {
+                match fate(row) {
+                    Some(reason) => wanted.add(Reason::Filter(reason), 1),
+                    None => passing.push((at as u64, row.0.clone().unwrap(), row.4.map(f64::from))),
+                }
+            }
+            prop_assert_eq!(seen, 2 * rows.len() as u64);
+            prop_assert_eq!(counts, wanted);
+            let found: Vec<_> = candidates
+                .iter()
+                .map(|c| (c.key.row, c.url.clone(), c.scores.get(&Score::AestheticV2).copied()))
+                .collect();
+            prop_assert_eq!(found, passing);
+        }
+    }
+
+    #[test]
+    fn stretches_cover_every_row_once_and_stay_small() {
+        let huge = 3 * BATCH_ROWS + 17;
+        for groups in [vec![], vec![1], vec![BATCH_ROWS; 3], vec![100_000; 12], vec![5, huge, 5], vec![0, 0, 3]] {
+            let mut next = 0;
+            for (offset, len) in stretches(&groups) {
+                assert!(offset == next && len > 0 && len <= BATCH_ROWS, "{groups:?}");
+                next += len;
+            }
+            assert_eq!(next, groups.iter().sum::<usize>());
+        }
+    }
+}

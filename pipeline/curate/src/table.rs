@@ -215,11 +215,11 @@ impl Columns {
     }
 }
 
-fn by_known_name<'a>(
+fn by_known_name(
     field: Field,
     kind: Kind,
-    columns: &'a [(String, DataType)],
-) -> Result<Option<&'a (String, DataType)>, String> {
+    columns: &[(String, DataType)],
+) -> Result<Option<&(String, DataType)>, String> {
     for name in field.names(kind) {
         let matching: Vec<_> = columns.iter().filter(|(column, _)| column.eq_ignore_ascii_case(name)).collect();
         match matching[..] {

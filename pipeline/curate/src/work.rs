@@ -68,7 +68,9 @@ impl Worker {
         };
         let (finished, wait) = oneshot::channel();
         rayon::spawn(move || {
-            let _ = finished.send(self.measure_and_store(candidate, fetched));
+            self.measure_and_store(candidate, fetched);
+            // Nobody waits any more where the run is stopping.
+            let _ = finished.send(());
         });
         // An error means that the pixel thread is gone, and the process with it.
         let _ = wait.await;
