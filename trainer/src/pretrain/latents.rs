@@ -59,8 +59,11 @@ impl Pool {
 /// What an autoencoder's latents are multiplied by to have variance one: over the first scenes of the pool.
 pub fn scaling_factor(recipe: &PretrainRecipe, vae: &AutoencoderKl) -> f64 {
     let _no_grad = tch::no_grad_guard();
-    let latents: Vec<Tensor> =
-        (0..SCALED).step_by(BATCH as usize).map(|start| encode_scenes(recipe, vae, start..start + BATCH)).collect();
+    let count = recipe.latents.count.min(SCALED);
+    let latents: Vec<Tensor> = (0..count)
+        .step_by(BATCH as usize)
+        .map(|start| encode_scenes(recipe, vae, start..count.min(start + BATCH)))
+        .collect();
     1.0 / Tensor::cat(&latents, 0).std(false).double_value(&[])
 }
 
