@@ -12,7 +12,7 @@ from pathlib import Path
 rows = defaultdict(lambda: defaultdict(list))
 for line in Path(sys.argv[1]).read_text().splitlines():
     row = json.loads(line)
-    what = (Path(row["config"]).name, row["size"], row["batch"], row["dtype"], row["device"])
+    what = (row["config"], row["size"], row["batch"], row["dtype"], row["device"])
     rows[what][row["program"]].append(row)
 
 print("| config | size | batch | dtype | device | program | median ms | fastest ms | peak MiB |")

@@ -218,7 +218,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             };
             let path = numbered(&arguments.out, at * arguments.batch_size + i, jobs.len());
             write_png(&path, &images.get(i as i64), &parameters)?;
-            tracing::info!("{}", path.display());
+            bar.suspend(|| tracing::info!("{}", path.display()));
         }
         latents.push(drawn);
     }

@@ -133,13 +133,15 @@ impl Pipeline {
             }
             unet_weights.build_adapted(stack.into_adapters(), |scope| UNet::new(scope, &config))?.net
         };
-        let vae = match from(Part::Vae) {
+        let mut vae = match from(Part::Vae) {
             Some((file, _)) => {
                 let weights = file.weights(Part::Vae, vae_kind, device)?;
                 weights.build(|scope| AutoencoderKl::new(scope, &vae_config))?.0
             }
             None => AutoencoderKl::open(&model.join("vae"), vae_kind, device)?,
         };
+        // One image at a time: the decoder needs more memory than the UNet, and gains nothing from a batch.
+        vae.memory.slicing = true;
         let text_encoders = match (from(Part::TextEncoder), from(Part::TextEncoder2)) {
             (Some((file, configurations)), Some(_)) => TextEncoders::new(
                 (file.weights(Part::TextEncoder, kind, device)?)
