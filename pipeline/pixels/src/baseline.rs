@@ -137,7 +137,7 @@ impl<'a> Scan<'a> {
             bits.in_bounds()?;
             if KEPT {
                 let rows = (height - row * block_rows * 8).min(block_rows * 8);
-                samples.extend(band.chunks_exact(stride).take(rows).flat_map(|row| &row[..width]));
+                band.chunks_exact(stride).take(rows).for_each(|row| samples.extend_from_slice(&row[..width]));
             }
         }
         bits.finish()?;
@@ -514,7 +514,11 @@ fn transform(block: &mut [f32; 64], last: usize, out: &mut [u8], stride: usize) 
 fn sample(level: f32) -> u8 {
     // Added to 2^23, a number's bits below the point are rounded off, and it is the low bits.
     const UNIT: f32 = (1 << 23) as f32;
-    ((level + 128.0).clamp(0.0, 255.0) + UNIT).to_bits() as u8
+    // Comparisons and not `clamp`: they are one instruction each, for they need not heed NaN.
+    let level = level + 128.0;
+    let level = if level > 0.0 { level } else { 0.0 };
+    let level = if level < 255.0 { level } else { 255.0 };
+    (level + UNIT).to_bits() as u8
 }
 
 /// The inverse DCT of eight columns side by side: Arai, Agui and Nakajima (1988), with 5
