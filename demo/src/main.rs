@@ -49,10 +49,7 @@ enum Command {
 const DEFAULT_PORT: u16 = 18573;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    console::start_log("error");
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {

@@ -18,13 +18,7 @@ impl Stop {
     /// # Errors
     /// [`std::io::Error`] where the system takes no handler.
     pub fn on_signals() -> std::io::Result<Stop> {
-        let stop = Stop::default();
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // In this order: the first signal finds the flag lowered and only raises it.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.raised.clone())?;
-            signal_hook::flag::register(signal, stop.raised.clone())?;
-        }
-        Ok(stop)
+        Ok(Stop { raised: console::stop_on_signals()?, cause: Arc::default() })
     }
 
     /// Whether to stop.

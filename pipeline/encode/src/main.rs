@@ -5,14 +5,10 @@ use std::io::IsTerminal;
 use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use encode::{ModelManifest, Outcome, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tracing_subscriber::EnvFilter;
 
 /// Turns curated images and captions into latents and text embeddings.
 ///
@@ -33,8 +29,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    console::start_log("info");
     let arguments = Arguments::parse();
     // tch panics where torch refuses, for example for want of memory; the panic's message is on stderr by then.
     let Ok(outcome) = catch_unwind(|| run(&arguments)) else {
@@ -71,10 +66,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<Outcome> {
     let device = nn::parse_device(&arguments.device)?;
     let manifest = ModelManifest::read(&arguments.manifest, &arguments.run)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| encode::Error::Signals { source })?;
-    }
+    let stop = console::stop_on_signals().map_err(|source| encode::Error::Signals { source })?;
     encode::encode_latents(&manifest, &arguments.run, device, &progress_bar(), &stop)
 }
 

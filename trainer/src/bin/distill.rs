@@ -3,12 +3,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tracing_subscriber::EnvFilter;
 use trainer::distill::{Done, DumpStep, World, run_stage};
 use trainer::recipe::Stage;
 use trainer::{Error, Result};
@@ -42,8 +38,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    console::start_log("info");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -69,14 +64,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let dump = arguments.dump_step.as_deref().map(parse_dump).transpose()?;
     let device = nn::parse_device(&arguments.device)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::Io {
-            action: "watch for signals in",
-            path: "this process".into(),
-            source,
-        })?;
-    }
+    let stop = console::stop_on_signals().map_err(|source| Error::Io {
+        action: "watch for signals in",
+        path: "this process".into(),
+        source,
+    })?;
     let world = World::open(&arguments.manifest, &arguments.run, device)?;
     for stage in &stages {
         match run_stage(&world, stage, dump.as_ref(), &stop)? {

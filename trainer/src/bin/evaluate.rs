@@ -4,11 +4,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use trainer::evaluate::{EvaluateRecipe, evaluate, markdown};
 use trainer::{Error, Result};
 
@@ -33,8 +30,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     torch_shim::start_cuda();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    console::start_log("info");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -51,14 +47,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let device = nn::parse_device(&arguments.device)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(|source| Error::Io {
-            action: "watch for signals in",
-            path: "this process".into(),
-            source,
-        })?;
-    }
+    let interrupted = console::stop_on_signals().map_err(|source| Error::Io {
+        action: "watch for signals in",
+        path: "this process".into(),
+        source,
+    })?;
     let rows = evaluate(&recipe, &arguments.manifest, &arguments.run, device, &interrupted)?;
     print!("{}", markdown(&rows));
     Ok(())

@@ -4,13 +4,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use trainer::Error;
 use trainer::pretrain::{Desk, Goal, PretrainRecipe, pretrain_model, pretrain_probe};
 
@@ -39,8 +36,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    console::start_log("info");
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -56,10 +52,7 @@ fn run(arguments: Arguments) -> Result<()> {
         println!("{}", toml::to_string_pretty(&recipe)?);
         return Ok(());
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("listening for signals")?;
-    }
+    let interrupted = console::stop_on_signals().context("listening for signals")?;
     tch::set_num_threads(arguments.threads);
     let work = arguments.work.map_or_else(default_work, Ok)?;
     let desk = Desk::new(&work, Duration::from_secs_f64(60.0 * recipe.checkpoint_minutes), interrupted)?;

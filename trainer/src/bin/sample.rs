@@ -129,14 +129,7 @@ impl Dtype {
 
 fn main() -> ExitCode {
     torch_shim::start_cuda();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .without_time()
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    console::start_log("info");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

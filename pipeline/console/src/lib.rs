@@ -1,0 +1,41 @@
+//! What every program says on its terminal and hears from it: log lines, and the wish to stop.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::EnvFilter;
+
+/// The exit code of a run that was interrupted and can go on.
+pub const INTERRUPTED: u8 = 130;
+
+/// Sends log lines to standard error, in colour on a terminal only. `RUST_LOG` says which; `default` where it is unset.
+///
+/// # Panics
+/// If it is called twice.
+pub fn start_log(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+}
+
+/// A flag that the first SIGINT or SIGTERM raises, for the program to save and leave; the second ends it at once, which
+/// everything that is written here bears.
+///
+/// # Errors
+/// Where the system takes no handler.
+pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag lowered and only raises it.
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
