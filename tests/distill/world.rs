@@ -42,7 +42,7 @@ impl World {
             world.manifest().join("model.toml"),
             format!(
                 "base = 'model'\nresolution = {}\ndtype = 'f32'\n\
-                 [encode]\ncrop = 'center'\nlatents = 'mean'\nseed = 0\nbatch = 1\n",
+                 [encode]\ncrop = 'center'\nlatents = 'mean'\nseed = 0\nbatch = 1\nshape = 'square'\n",
                 8 * SIDE
             ),
         )

@@ -142,6 +142,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Interrupted { .. } => 130,
+            // A disk that is full or unreadable is nobody's input.
+            Error::Weights(nn::Error::Io { .. }) => 1,
             Error::Recipe { .. }
             | Error::Document { .. }
             | Error::Argument(_)

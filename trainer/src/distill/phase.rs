@@ -242,19 +242,24 @@ fn lora_student(
     state: StateDevice,
 ) -> Result<(UNet, Optimizer)> {
     let Some(recipe) = &stage.lora else { unreachable!("a recipe with LoRA phases has a [lora]") };
-    let (source, masters) = match carried {
-        CarriedStudent::Lora(tensors) => (Adapters::Given(adapters::by_layer(tensors, recipe)), Some(tensors)),
+    let build = |source| Weights::shared(base).build_adapted(source, |scope| UNet::new(scope, &sources.teacher.unet));
+    let masters = match carried {
+        CarriedStudent::Lora(tensors) => {
+            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        }
         CarriedStudent::Untouched => {
             let targets = adapters::TARGETS.map(String::from).into();
-            (Adapters::Fresh { targets, rank: recipe.rank, alpha: recipe.alpha, seed: placement.seed }, None)
+            let fresh = Adapters::Fresh { targets, rank: recipe.rank, alpha: recipe.alpha, seed: placement.seed };
+            to_host(
+                build(fresh)?.lora.iter().map(|(name, tensor)| (name.to_string(), tensor.shallow_clone())).collect(),
+            )
         }
         CarriedStudent::Full(_) => unreachable!("a recipe's LoRA phases come before its full ones"),
     };
-    let adapted = Weights::shared(base).build_adapted(source, |scope| UNet::new(scope, &sources.teacher.unet))?;
+    // One road for a first start and for a resumed one: same tensors, same kernels, same bits.
+    let adapted = build(Adapters::Given(adapters::by_layer(&masters, recipe)))?;
     let mut optimizer = Optimizer::new(adapted.lora.iter(), state, false)?;
-    if let Some(masters) = masters {
-        optimizer.set_masters(masters)?;
-    }
+    optimizer.set_masters(&masters)?;
     Ok((adapted.net, optimizer))
 }
 
