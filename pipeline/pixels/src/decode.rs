@@ -35,8 +35,8 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 }
 
 /// Decodes to upright luma alone, with the same checks as [`decode`]: a file that one of them
-/// accepts, the other accepts. For a YCbCr JPEG this leaves out chroma and takes about two thirds
-/// of the time. ICC profiles are not applied.
+/// accepts, the other accepts. For a baseline YCbCr JPEG chroma is read over, not decoded, which
+/// takes about 0.4 of the time. ICC profiles are not applied.
 ///
 /// # Errors
 /// As [`decode`].
