@@ -131,8 +131,8 @@ impl Names {
 
     /// The reference implementation's name for one of diffusers', of a tensor or of a module.
     pub fn translate(&self, name: &str) -> Option<String> {
-        let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]).rev();
-        let (end, (theirs, inside)) = ends.into_iter().find_map(|end| Some((end, self.modules.get(&name[..end])?)))?;
+        let mut ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]).rev();
+        let (end, (theirs, inside)) = ends.find_map(|end| Some((end, self.modules.get(&name[..end])?)))?;
         let rest = name[end..].trim_start_matches('.');
         let renamed = inside.iter().find_map(|(ours, theirs)| {
             let after = rest.strip_prefix(ours)?;
