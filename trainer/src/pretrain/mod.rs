@@ -106,18 +106,20 @@ pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goa
     }
     let (unet_params, text, unet_updates) = denoiser.finish(desk)?;
 
-    save_half(&vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
-    save_half(&text.params, &model.join("text_encoder/model.safetensors"))?;
-    save_half(&text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
-    save_half(&unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
+    save_as(Kind::Half, &vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
+    // transformers opens a network in the dtype of its file, diffusers in FP32 unless it is told otherwise: small as they
+    // are, these two stay FP32, so that a pipeline opened without a dtype is of one.
+    save_as(Kind::Float, &text.params, &model.join("text_encoder/model.safetensors"))?;
+    save_as(Kind::Float, &text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
+    save_as(Kind::Half, &unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
     set_scaling_factor(&model.join("vae/config.json"), scaling_factor)?;
     Ok(Exported { vae_updates, unet_updates, scaling_factor })
 }
 
-/// Writes the weights in fp16.
-fn save_half(params: &Params, path: &Path) -> Result<()> {
-    let half: Vec<(&str, Tensor)> = params.iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Half))).collect();
-    Ok(nn::save(path, half.iter().map(|(name, tensor)| (*name, tensor)), &[])?)
+/// Writes the weights in the given dtype.
+fn save_as(kind: Kind, params: &Params, path: &Path) -> Result<()> {
+    let cast: Vec<(&str, Tensor)> = params.iter().map(|(name, tensor)| (name, tensor.to_kind(kind))).collect();
+    Ok(nn::save(path, cast.iter().map(|(name, tensor)| (*name, tensor)), &[])?)
 }
 
 /// Changes one number of a configuration and nothing else.
