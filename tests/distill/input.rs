@@ -108,7 +108,11 @@ fn gradients_that_are_not_finite_stop_the_run() {
     let world = World::new(&[("4to2", mse.replace("learning_rate = 1e-3", "learning_rate = 1e38"))]);
     let output = world.distill("4to2");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("3 updates in a row had NaN or infinite gradients (student)"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("3 updates in a row had NaN or infinite gradients (student)"),
+        "{}",
+        stderr(&output)
+    );
     assert!(!world.stage("4to2").join("export").exists());
 }
 

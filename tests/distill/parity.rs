@@ -100,7 +100,8 @@ fn student(lora: bool) -> (UNet, Optimizer) {
         let (net, params) = unet("base.");
         return (net, Optimizer::new(params.iter(), state, false).unwrap());
     }
-    let fresh = Adapters::Fresh { targets: TARGETS.map(String::from).into(), rank: LORA.rank, alpha: LORA.alpha, seed: 0 };
+    let fresh =
+        Adapters::Fresh { targets: TARGETS.map(String::from).into(), rank: LORA.rank, alpha: LORA.alpha, seed: 0 };
     let shapes = Weights::shapes_only().build_adapted(fresh, |scope| UNet::new(scope, &config)).unwrap().lora;
     let weight = |name: &str, tensor: &Tensor| hashed::weight(&format!("lora.{name}"), &tensor.size());
     let given = shapes.iter().map(|(name, tensor)| (name.to_string(), weight(name, tensor))).collect();
@@ -173,16 +174,8 @@ impl Setting {
         let Some((discriminator, optimizer)) = &mut self.critic else { panic!("there is no discriminator") };
         optimizer.set_trainable(true);
         let flow = Flow::sdxl();
-        let report = discriminator_step(
-            &flow,
-            &self.student,
-            &self.teacher,
-            discriminator,
-            &batch,
-            &draw,
-            1.0,
-            &mut Trace::Off,
-        );
+        let report =
+            discriminator_step(&flow, &self.student, &self.teacher, discriminator, &batch, &draw, 1.0, &mut Trace::Off);
         optimizer.accumulate();
         optimizer.set_trainable(false);
         report.loss.double_value(&[])

@@ -107,7 +107,8 @@ fn export_writes_every_published_form() {
         assert!(folder.join(file).is_file(), "{file}");
     }
     let single = names(&folder.join("sdxl_lightning_2step.safetensors"));
-    for prefix in ["model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1."]
+    for prefix in
+        ["model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1."]
     {
         assert!(single.iter().any(|name| name.starts_with(prefix)), "{prefix}");
     }

@@ -37,8 +37,8 @@ use self::latents::{Pool, scaling_factor};
 use self::probe::train_probe;
 use self::text::TextEncoders;
 use self::vae::VaePhase;
-use crate::optimizer::Optimizer;
 use crate::Result;
+use crate::optimizer::Optimizer;
 use crate::probe::questions::Accuracy;
 
 /// Streams of random numbers that never meet.

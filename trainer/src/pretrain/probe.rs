@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::desk::Desk;
 use super::pictures::pictures;
 use super::recipe::PretrainRecipe;
-use super::{Stream, average, reseed, save_half};
+use super::{Stream, average, reseed, save_as};
 use crate::Result;
 use crate::optimizer::{Optimizer, StateDevice};
 use crate::probe::questions::{Accuracy, accuracy, answers, choices, loss};
@@ -36,7 +36,7 @@ pub fn train_probe(recipe: &PretrainRecipe, desk: &Desk, file: &Path) -> Result<
         Ok(loss(&probe.look(&spoiled).logits, &answers(&scenes)))
     })?;
     average(&params, &optimizer);
-    save_half(&params, file)?;
+    save_as(Kind::Half, &params, file)?;
     examine(&probe, recipe.seed)
 }
 
