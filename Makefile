@@ -95,8 +95,9 @@ export: build ## every published form of the finished stages
 pretrain: build ## train the demo's base model again (hours)
 	@$(bin)/pretrain --manifest $(MANIFEST)
 
+# One thread for each program: tests run beside each other, and OpenMP's threads spin when there are too many.
 test: build ## all tests: units, programs from outside, and the road twice
-	@STEPDOWN_BIN='$(bin)' cargo test --release --locked --workspace
+	@OMP_NUM_THREADS=1 STEPDOWN_BIN='$(bin)' cargo test --release --locked --workspace
 
 bench: setup ## the kernels' benchmarks
 	@cargo bench --locked --workspace
