@@ -142,8 +142,12 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Interrupted { .. } => 130,
-            // A disk that is full or unreadable is nobody's input.
-            Error::Weights(nn::Error::Io { .. }) => 1,
+            // A file that is not there is the input's fault; a disk that is full or unreadable is nobody's.
+            Error::Weights(nn::Error::Io { source, .. }) | Error::Shards(shards::Error::Io { source, .. })
+                if source.kind() != io::ErrorKind::NotFound =>
+            {
+                1
+            }
             Error::Recipe { .. }
             | Error::Document { .. }
             | Error::Argument(_)
@@ -152,11 +156,9 @@ impl Error {
             | Error::WrongModel { .. }
             | Error::Latents { .. }
             | Error::Stale { .. }
-            | Error::Weights(_) => 2,
+            | Error::Weights(_)
+            | Error::Shards(_) => 2,
             Error::Encode(error) if error.is_input() => 2,
-            // A shard that is missing or damaged is the input's fault; a full disk is not.
-            Error::Shards(shards::Error::Io { .. }) => 1,
-            Error::Shards(_) => 2,
             _ => 1,
         }
     }
