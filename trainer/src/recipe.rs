@@ -314,7 +314,7 @@ impl Stage {
         if self.record.keep_checkpoints == 0 || self.record.samples == 0 {
             return refuse("record.keep_checkpoints and record.samples are at least 1");
         }
-        if !(self.guard.collapse_loss >= 0.0) || self.guard.collapse_patience == 0 {
+        if self.guard.collapse_loss.is_nan() || self.guard.collapse_loss < 0.0 || self.guard.collapse_patience == 0 {
             return refuse("guard.collapse_loss is not negative, and guard.collapse_patience at least 1");
         }
         self.validate_order()?;

@@ -94,7 +94,7 @@ pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &A
     let fingerprint = fingerprint(world, stage, &sources)?;
     let mut run = StageRun::resume(world, stage, &sources, &paths, fingerprint)?;
     run.check_dump(dump)?;
-    run.to_the_end(dump, stop)?;
+    run.run_to_end(dump, stop)?;
     run.publish()?;
     Ok(Done::Now)
 }
@@ -220,7 +220,7 @@ impl<'a> StageRun<'a> {
         &self.stage.phases[self.position.phase]
     }
 
-    fn to_the_end(&mut self, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<()> {
+    fn run_to_end(&mut self, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<()> {
         loop {
             while self.position.in_phase < self.phase().iterations {
                 self.iterate(dump, stop)?;

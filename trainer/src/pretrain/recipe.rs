@@ -159,7 +159,7 @@ impl PretrainRecipe {
         if !(0.0..=1.0).contains(&self.unet.null_prompts) {
             return refuse(format!("unet.null_prompts is {}", self.unet.null_prompts));
         }
-        if !(self.checkpoint_minutes > 0.0) {
+        if self.checkpoint_minutes.is_nan() || self.checkpoint_minutes <= 0.0 {
             return refuse(format!("checkpoint_minutes is {}", self.checkpoint_minutes));
         }
         Ok(())

@@ -7,8 +7,11 @@ use crate::unet::UNetConfig;
 /// What the reference implementation calls the modules of one network.
 pub struct Names {
     /// diffusers' path of a module -> its path there, and what the parts inside it are called.
-    modules: BTreeMap<String, (String, &'static [(&'static str, &'static str)])>,
+    modules: BTreeMap<String, (String, Parts)>,
 }
+
+/// diffusers' names of the parts inside a module, and those there.
+type Parts = &'static [(&'static str, &'static str)];
 
 const UNET_RESNET: &[(&str, &str)] = &[
     ("norm1", "in_layers.0"),
