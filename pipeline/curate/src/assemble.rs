@@ -20,7 +20,8 @@ use crate::ledger::{Entry, Ledger, Part};
 use crate::reason::{Reason, Stored};
 use crate::recipe::{Recipe, ShardRules, Store};
 use crate::record::{Answer, Measured, Record, Rejection, Verdict};
-use crate::row::{Candidate, RowId, Score, Size};
+use crate::row::{Candidate, RowId, Size};
+use crate::score::Score;
 
 /// Puts answers in order into shards.
 pub struct Assembler<'a> {

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use shards::Error as StorageError;
+use shards::atomic::create_folder;
 use shards::hash::HashingWriter;
 
 use crate::error::{Error, Result};
@@ -72,7 +73,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Storage`].
     pub fn open(folder: &Path, committed: Option<RowId>) -> Result<(Journal, BTreeMap<RowId, Location>)> {
-        fs::create_dir_all(folder).map_err(StorageError::io("create the folder", folder))?;
+        create_folder(folder)?;
         let mut held = BTreeMap::new();
         let mut open = BTreeMap::new();
         let mut next = 0;

@@ -8,13 +8,13 @@
 //! The ledger stays with the finished run: `samples.parquet` is made from it, and so is a second round.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use shards::atomic::AtomicFile;
+use shards::atomic::{AtomicFile, create_folder};
 use shards::{Error as StorageError, ShardEntry};
 
 use crate::error::{Error, Result};
@@ -76,7 +76,7 @@ impl Ledger {
     /// # Errors
     /// [`Error::Storage`]; [`Error::Inconsistent`] for a part that is not one.
     pub fn open(folder: &Path, round: u32) -> Result<Ledger> {
-        fs::create_dir_all(folder).map_err(StorageError::io("create the folder", folder))?;
+        create_folder(folder)?;
         let mut ledger = Ledger {
             folder: folder.to_owned(),
             round,

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use curate::folder::{Folder, Totals};
 use curate::plan::plan;
 use curate::reason::Reason;
 use curate::recipe::Recipe;
-use curate::run::{self, Answers, Folder, Outcome, Totals};
+use curate::run::{self, Answers, Outcome};
 use curate::stop::Stop;
 
 /// Rows of LAION, COYO and DataComp to filtered, downloaded and checked image shards.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use fetch::FailureClass;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::row::Score;
+use crate::score::Score;
 
 /// Why a row was not kept: exactly one for each such row, the first that applied. Written `stage.name`, as in
 /// `fetch.not_found`; the names are stable, tables store them.

@@ -14,7 +14,7 @@ use shards::{ContentHash, Fingerprint};
 
 use crate::caption::Rule;
 use crate::error::{Error, Result};
-use crate::row::Score;
+use crate::score::Score;
 use crate::table::{Field, Kind};
 
 /// The name of the document in a manifest's folder.

@@ -14,6 +14,7 @@ use shards::{ContentHash, Error as StorageError, Fingerprint, ShardReader};
 use tokio::sync::mpsc as feed;
 
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::journal::{Journal, Location};
 use crate::ledger::{Entry, Ledger};
 use crate::measure::judge;
@@ -21,7 +22,6 @@ use crate::reason::{Reason, Stored};
 use crate::recipe::Recipe;
 use crate::record::{Answer, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId};
-use crate::run::Folder;
 use crate::stop::Stop;
 
 /// Entries of the ledger that are read ahead.

@@ -14,10 +14,10 @@ use shards::atomic::write_atomic;
 use shards::index::SHARDS;
 
 use crate::error::Result;
+use crate::folder::Totals;
 use crate::ledger::Ledger;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
-use crate::run::Totals;
 use survey::{Histogram, Picture, Survey};
 
 /// The file's name in `RUN/curated`.

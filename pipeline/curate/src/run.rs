@@ -18,6 +18,7 @@ use tokio::sync::mpsc as feed;
 use crate::assemble::{Assembler, Tally};
 use crate::counts::Counts;
 use crate::error::{Error, Result};
+use crate::folder::{FORMAT, Folder, Totals, VERSION};
 use crate::journal::{Journal, Location};
 use crate::ledger::Ledger;
 use crate::progress::{Display, Progress};
@@ -32,26 +33,9 @@ use crate::tables::Tables;
 use crate::work::{STOP_POLL, Worker};
 use crate::{refilter, report, samples};
 
-/// The format named in `index.json`.
-pub const FORMAT: &str = "stepdown-curated";
-/// Its version.
-pub const VERSION: u32 = 1;
-
 /// Rows that may be answered before the one whose turn it is. Bounds the journal's index in memory, and is
 /// large enough that a host which answers after minutes holds nobody up.
 const WINDOW: usize = 1 << 16;
-
-/// What `index.json` counts. `rows = kept +` the sum of `reasons`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Totals {
-    /// Rows of all tables.
-    pub rows: u64,
-    /// Samples.
-    pub kept: u64,
-    /// Rows that are no samples, by reason.
-    pub reasons: Counts,
-}
 
 /// How a run ended well.
 #[derive(Debug)]
@@ -60,45 +44,6 @@ pub enum Outcome {
     Finished(Totals),
     /// There was nothing to do.
     AlreadyDone(Totals),
-}
-
-/// The files of a run.
-#[derive(Debug)]
-pub struct Folder {
-    /// `RUN/curated`.
-    pub root: PathBuf,
-}
-
-impl Folder {
-    /// `RUN/curated`.
-    pub fn of_run(run: &Path) -> Folder {
-        Folder { root: run.join("curated") }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.root.join("journal")
-    }
-
-    fn task(&self) -> PathBuf {
-        self.journal().join("task.json")
-    }
-
-    fn answers(&self) -> PathBuf {
-        self.journal().join("answers")
-    }
-
-    /// Where the ledger lies.
-    pub fn ledger(&self) -> PathBuf {
-        self.root.join("ledger")
-    }
-
-    /// The published index, if there is one.
-    ///
-    /// # Errors
-    /// [`Error::Storage`].
-    pub fn index(&self) -> Result<Option<Index<Totals>>> {
-        Ok(Index::load(&self.root, FORMAT, VERSION)?)
-    }
 }
 
 /// Where answers come from.

@@ -10,10 +10,10 @@ use shards::Error as StorageError;
 use shards::atomic::AtomicFile;
 
 use crate::error::{Error, Result};
+use crate::folder::Totals;
 use crate::ledger::{Entry, Ledger};
 use crate::record::{Answer, Measured, PixelMeasures, Rejection, Verdict};
-use crate::row::Score;
-use crate::run::Totals;
+use crate::score::Score;
 
 /// The file's name in `RUN/curated`.
 pub const SAMPLES: &str = "samples.parquet";

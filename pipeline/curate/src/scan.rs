@@ -10,7 +10,8 @@ use crate::counts::Counts;
 use crate::error::{Error, Result};
 use crate::reason::{Filter, Reason};
 use crate::recipe::{CaptionRules, RowFilter};
-use crate::row::{Candidate, RowId, Score, Size};
+use crate::row::{Candidate, RowId, Size};
+use crate::score::Score;
 use crate::table::Field;
 use crate::tables::{OpenSource, Table, Tables};
 

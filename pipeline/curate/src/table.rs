@@ -10,7 +10,7 @@ use std::fmt;
 use polars::prelude::DataType;
 use serde::{Deserialize, Serialize};
 
-use crate::row::Score;
+use crate::score::Score;
 
 /// Whose table it is, and so which columns it is known to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

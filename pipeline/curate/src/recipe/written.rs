@@ -10,7 +10,7 @@ use super::{
     Store, Threshold,
 };
 use crate::caption::Rule;
-use crate::row::Score;
+use crate::score::Score;
 use crate::table::{Field, Kind};
 
 /// The whole document.

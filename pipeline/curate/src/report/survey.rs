@@ -7,7 +7,8 @@ use crate::ledger::Entry;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::record::{Answer, Measured, Verdict};
-use crate::row::{Candidate, RowId, Score};
+use crate::row::{Candidate, RowId};
+use crate::score::Score;
 
 /// Thumbnails of each kind.
 const PICTURES: usize = 8;
