@@ -29,7 +29,7 @@ impl AtomicFile {
         let target = target.as_ref().to_owned();
         let temporary = temporary_name(&target)?;
         if let Some(folder) = parent(&target) {
-            fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+            create_folder(folder)?;
         }
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         Ok(AtomicFile { file, temporary, target, committed: false })
@@ -103,6 +103,18 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Resu
     serde_json::from_slice(&text).map_err(|e| Error::Malformed { path: path.to_owned(), reason: e.to_string() })
 }
 
+/// Makes a folder and those above it that are missing, each durable in the one that holds it: a file that is flushed
+/// into a folder is lost with the folder's name.
+///
+/// # Errors
+/// [`Error::Io`] where one cannot be made or flushed.
+pub fn create_folder(folder: &Path) -> Result<()> {
+    let missing: Vec<&Path> =
+        folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+    missing.into_iter().try_for_each(sync_folder_of)
+}
+
 /// Makes a rename or removal in the folder of `path` durable.
 ///
 /// # Errors
@@ -166,6 +178,18 @@ mod tests {
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert!(is_temporary(&dir.path().join(".000000.tar.tmp")) && !is_temporary(&path));
+    }
+
+    #[test]
+    fn folders_are_made_with_those_above_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_folder(&deep).unwrap();
+        create_folder(&deep).unwrap();
+        assert!(deep.is_dir());
+        let blocked = dir.path().join("file");
+        fs::write(&blocked, b"").unwrap();
+        assert!(create_folder(&blocked.join("below")).unwrap_err().to_string().contains("below"));
     }
 
     #[test]

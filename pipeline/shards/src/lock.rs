@@ -1,8 +1,9 @@
 //! One process at a time in a folder of a run.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
+use crate::atomic::create_folder;
 use crate::{Error, Result};
 
 /// An exclusive advisory lock on a folder, held until dropped. The system releases it when the process dies,
@@ -20,7 +21,7 @@ impl RunLock {
     /// [`Error::Locked`] at once where another process holds it; [`Error::Io`] where no lock can be made.
     pub fn acquire(folder: impl AsRef<Path>) -> Result<RunLock> {
         let folder = folder.as_ref();
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        create_folder(folder)?;
         let path = folder.join(".lock");
         let file = File::options()
             .create(true)
