@@ -36,8 +36,8 @@ curated := $(RUN)/curated/index.json
 latents := $(RUN)/latents/index.json
 exported = $(RUN)/stages/$(1)/export/model_index.json
 
-# The demo's rows point at a web server on loopback, which runs while they are fetched.
-is_demo := $(filter manifests/demo%,$(MANIFEST))
+# The rows of the demo world, known by its tables, point at a web server on loopback, which runs while they are fetched.
+is_demo := $(shell grep -ls '{run}/world/' '$(MANIFEST)/data.toml')
 DEMO_PORT ?= 18573
 
 .DEFAULT_GOAL := help
