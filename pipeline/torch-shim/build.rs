@@ -24,7 +24,7 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", rpath.display());
 
     let include = include_folder(&lib);
-    println!("cargo:rerun-if-changed=src/cpp/shim.cpp");
+    println!("cargo:rerun-if-changed=src/cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     cc::Build::new()
         .cpp(true)
@@ -32,10 +32,13 @@ fn main() {
         .include(&include)
         // Headers of single operators: a third of the compile time of <ATen/ATen.h>.
         .define("AT_PER_OPERATOR_HEADERS", None)
+        // As libtorch itself was compiled: its headers check in debug builds what its release does not keep.
+        .define("NDEBUG", None)
         .warnings(false)
         .flag("-Wall")
         .flag("-Wno-unused-parameter")
         .file("src/cpp/shim.cpp")
+        .file("src/cpp/meter.cpp")
         .compile("stepdown_torch_shim");
     println!("cargo:rustc-link-lib=dylib=dl");
 }

@@ -5,6 +5,7 @@
 mod hashed;
 mod input;
 mod parity;
+mod plan;
 mod resume;
 mod whole;
 mod world;

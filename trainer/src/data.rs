@@ -17,6 +17,7 @@ use tch::{Device, Tensor};
 
 use crate::condition::Condition;
 use crate::objectives::Batch;
+use crate::unet::UNetConfig;
 use crate::{Error, Result};
 
 /// Micro-batches that wait ahead of the loop.
@@ -56,6 +57,18 @@ pub struct SampleShape {
     pub context: i64,
     /// Width of the pooled text.
     pub pooled: i64,
+}
+
+impl SampleShape {
+    /// For a UNet at a square resolution in pixels.
+    pub fn of(unet: &UNetConfig, resolution: u32) -> SampleShape {
+        let side = i64::from(resolution) / 8;
+        SampleShape {
+            latent: [unet.in_channels, side, side],
+            context: unet.context_dim(),
+            pooled: unet.addition_input_dim - 6 * unet.addition_time_embed_dim,
+        }
+    }
 }
 
 /// A published folder of latents.

@@ -66,6 +66,8 @@ struct Group {
     /// FP32 sums of `gradients` over micro-batches, where those are narrower.
     sums: Option<Tensor>,
     masters: Tensor,
+    /// Whether the masters are the weights.
+    shares_masters: bool,
     first_moment: Tensor,
     second_moment: Tensor,
     mean: Option<Tensor>,
@@ -94,6 +96,23 @@ pub enum StateDevice {
     Host,
 }
 
+/// What an optimizer holds, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptimizerBytes {
+    /// The weights that the layers see.
+    pub weights: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// Sums of gradients in FP32, where those are narrower.
+    pub sums: u64,
+    /// Masters, where they are not the weights themselves.
+    pub masters: u64,
+    /// Both moments.
+    pub moments: u64,
+    /// The running mean, where one is kept.
+    pub mean: u64,
+}
+
 impl Optimizer {
     /// Takes over tensors of a network, by name. From here on their values and gradients live in flat buffers; the
     /// network sees every update. They require gradients afterwards.
@@ -114,6 +133,25 @@ impl Optimizer {
         let groups =
             by_kind.into_iter().map(|(_, members)| Group::new(&members, state, with_mean)).collect::<Result<_>>()?;
         Ok(Optimizer { groups, updates: 0 })
+    }
+
+    /// What it holds.
+    pub fn bytes(&self) -> OptimizerBytes {
+        let sum = |part: fn(&Group) -> Option<&Tensor>| {
+            self.groups
+                .iter()
+                .filter_map(part)
+                .map(|flat| (flat.numel() * flat.kind().elt_size_in_bytes()) as u64)
+                .sum()
+        };
+        OptimizerBytes {
+            weights: sum(|group| Some(&group.weights)),
+            gradients: sum(|group| Some(&group.gradients)),
+            sums: sum(|group| group.sums.as_ref()),
+            masters: sum(|group| (!group.shares_masters).then_some(&group.masters)),
+            moments: sum(|group| Some(&group.first_moment)) + sum(|group| Some(&group.second_moment)),
+            mean: sum(|group| group.mean.as_ref()),
+        }
     }
 
     /// How many numbers are trained.
@@ -285,9 +323,14 @@ impl Group {
             StateDevice::Same => device,
             StateDevice::Host => Device::Cpu,
         };
-        let masters = match (kind, state_device == device) {
-            (Kind::Float, true) => weights.shallow_clone(),
-            _ => weights.to_device(state_device).to_kind(Kind::Float),
+        let shares_masters = kind == Kind::Float && state == StateDevice::Same;
+        let masters = match shares_masters {
+            true => weights.shallow_clone(),
+            false => {
+                let mut masters = Tensor::zeros([end], (Kind::Float, state_device));
+                masters.copy_(&weights);
+                masters
+            }
         };
         Ok(Group {
             sums: (kind != Kind::Float).then(|| Tensor::zeros([end], (Kind::Float, device))),
@@ -298,6 +341,7 @@ impl Group {
             weights,
             gradients,
             masters,
+            shares_masters,
         })
     }
 
@@ -308,7 +352,7 @@ impl Group {
 
     fn apply(&mut self, adam: &AdamConfig, total: &Tensor, updates: u64) -> Result<()> {
         let device = self.masters.device();
-        let gradients = chunks(&total.to_device(device));
+        let gradients = chunks(&if total.device() == device { total.shallow_clone() } else { total.to_device(device) });
         let count = Tensor::from_slice(&[updates as f32]).to_device(device);
         let counts: Vec<Tensor> = gradients.iter().map(|_| count.copy()).collect();
         torch_shim::fused_adam(
@@ -330,7 +374,7 @@ impl Group {
 
     /// Brings the masters to where the layers see them, and into the mean.
     fn publish(&mut self, ema_decay: Option<f64>) {
-        if self.weights.data_ptr() != self.masters.data_ptr() {
+        if !self.shares_masters {
             self.weights.copy_(&self.masters);
         }
         if let (Some(mean), Some(decay)) = (&mut self.mean, ema_decay) {

@@ -2,7 +2,8 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+use torch_shim::PHANTOM;
 
 /// The distribution of a fresh tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,7 +42,16 @@ impl Init {
             Init::Uniform { bound } => (0..count).map(|_| ((2.0 * uniform.next() - 1.0) * bound) as f32).collect(),
             Init::Normal { std } => (0..count).map(|_| (uniform.next_normal() * std) as f32).collect(),
         };
-        Tensor::from_slice(&values).reshape(shape)
+        // A copy, since a view would keep what it is a view of after an optimizer has moved its values elsewhere.
+        Tensor::from_slice(&values).reshape(shape).copy()
+    }
+
+    /// Draws a tensor for a network of the given dtype and device; one without values needs no draw.
+    pub(crate) fn draw_on(self, seed: u64, name: &str, shape: &[i64], (kind, device): (Kind, Device)) -> Tensor {
+        match device {
+            PHANTOM => Tensor::empty(shape, (kind, device)),
+            _ => self.draw(seed, name, shape).to_device(device).to_kind(kind),
+        }
     }
 }
 

@@ -66,9 +66,9 @@ impl Adapters {
             Adapters::Fresh { targets, rank, alpha, seed } => {
                 targets.iter().find(|target| ends_with_path(path, target))?;
                 let fan_in = input.iter().product();
-                let down = Init::fan_in(fan_in).draw(*seed, path, &shape([&[*rank], input, &[]]));
+                let down = shape([&[*rank], input, &[]]);
                 Some(Lora {
-                    down: down.to_device(device).to_kind(kind),
+                    down: Init::fan_in(fan_in).draw_on(*seed, path, &down, (kind, device)),
                     up: Tensor::zeros(shape([output, &[*rank], point]), (kind, device)),
                     scale: alpha / *rank as f64,
                 })

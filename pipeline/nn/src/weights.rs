@@ -88,7 +88,7 @@ impl Weights {
     }
 
     /// Draws every tensor afresh, as PyTorch's layers do by default. The values depend on the seed and on the tensors'
-    /// names alone.
+    /// names alone. On [`PHANTOM`](torch_shim::PHANTOM) a network of any size is there in no time.
     pub fn seeded(seed: u64) -> Self {
         Self::new(format!("seed {seed}"), Source::Seeded(seed))
     }
@@ -241,9 +241,7 @@ impl Weights {
         let stand_in = || Tensor::zeros([1], (self.kind, self.device)).expand(shape, false);
         let found = match &self.source {
             Source::Shapes => return stand_in(),
-            Source::Seeded(seed) => {
-                return init.draw(*seed, name, shape).to_device(self.device).to_kind(self.kind);
-            }
+            Source::Seeded(seed) => return init.draw_on(*seed, name, shape, (self.kind, self.device)),
             Source::Files { files, names, .. } => {
                 names.get(name).and_then(|(file, stored_name)| files[*file].shape(stored_name))
             }

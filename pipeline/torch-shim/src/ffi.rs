@@ -1,4 +1,4 @@
-//! The C face of `cpp/shim.cpp`: same order, same names.
+//! The C face of `cpp/shim.cpp` and `cpp/meter.cpp`: same order, same names.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -44,4 +44,8 @@ unsafe extern "C" {
     pub(crate) fn sd_cuda_memory(device: c_int, out: *mut i64) -> c_int;
     pub(crate) fn sd_cuda_reset_peak(device: c_int) -> c_int;
     pub(crate) fn sd_cuda_empty_cache() -> c_int;
+    pub(crate) fn sd_meter_start() -> *mut c_void;
+    pub(crate) fn sd_meter_read(meter: *mut c_void, bytes: *mut i64, operations: *mut f64);
+    pub(crate) fn sd_meter_restart(meter: *mut c_void);
+    pub(crate) fn sd_meter_stop(meter: *mut c_void);
 }

@@ -1,9 +1,12 @@
 //! What tch lacks: fused Adam, a global norm, backward with given gradients, activation checkpointing,
-//! numeric switches, CUDA start-up and memory statistics.
+//! numeric switches, CUDA start-up, memory statistics, and a device for tensors without memory.
 //!
 //! This is the only crate of the workspace that calls C++ of its own; everything it exports is safe.
 
 mod ffi;
+mod meter;
+
+pub use meter::{Meter, PHANTOM, Reading};
 
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use trainer::distill::{Done, DumpStep, World, run_stage};
+use trainer::distill::{Done, DumpStep, World, model_shapes, plan, product_rate, run_stage};
 use trainer::recipe::Stage;
 use trainer::{Error, Result};
 
@@ -32,6 +32,9 @@ struct Arguments {
     /// Print the stage's recipe as it will be followed, and stop.
     #[arg(long)]
     show_recipe: bool,
+    /// Print the memory, time and disk that each phase will take, and stop. Reads no weights and needs no latents.
+    #[arg(long, conflicts_with_all = ["show_recipe", "dump_step"])]
+    plan: bool,
     /// Write all that enters and leaves iteration N (from 1) to a safetensors file.
     #[arg(long, num_args = 2, value_names = ["N", "FILE"], conflicts_with = "show_recipe")]
     dump_step: Option<Vec<String>>,
@@ -64,6 +67,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let dump = arguments.dump_step.as_deref().map(parse_dump).transpose()?;
     let device = nn::parse_device(&arguments.device)?;
+    if arguments.plan {
+        let shapes = model_shapes(&arguments.manifest, &arguments.run)?;
+        for stage in &stages {
+            let rate = product_rate(stage.precision.kind(), device);
+            print!("{}", plan(stage, &flow, &shapes)?.describe(rate));
+        }
+        return Ok(());
+    }
     let stop = console::stop_on_signals().map_err(|source| Error::Io {
         action: "watch for signals in",
         path: "this process".into(),

@@ -26,7 +26,7 @@ pub struct Metrics {
     pub images_per_second: f64,
     /// Share of the iteration spent waiting for data.
     pub data_wait: f64,
-    /// The most that tensors held on the GPU so far, in bytes; none on the CPU.
+    /// The most that was held so far, in bytes: by tensors on a GPU, by the whole process on the CPU.
     pub peak_memory_bytes: Option<u64>,
 }
 

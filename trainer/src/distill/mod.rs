@@ -8,6 +8,8 @@ mod grid;
 pub mod metrics;
 mod paths;
 mod phase;
+mod plan;
+mod rehearsal;
 mod release;
 mod report;
 mod run;
@@ -15,6 +17,8 @@ mod tensorboard;
 
 pub use export::released_name;
 pub use paths::StagePaths;
+pub use plan::{PhasePlan, StagePlan, model_shapes, plan, product_rate};
+pub use rehearsal::{Rehearsal, Shapes};
 pub use release::release;
 pub use run::{Done, DumpStep, World, run_stage};
 

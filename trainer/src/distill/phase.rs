@@ -13,7 +13,7 @@ use crate::model::ModelFolder;
 use crate::objectives::{Judge, Student, Teacher};
 use crate::optimizer::{AdamConfig, Optimizer, StateDevice};
 use crate::recipe::{Objective, Phase, Precision, Stage, TeacherChoice, Trains};
-use crate::unet::{Recompute, UNet};
+use crate::unet::{Recompute, UNet, UNetConfig};
 use crate::{Error, Result};
 
 /// The models that a stage is made from.
@@ -46,6 +46,13 @@ pub(super) struct Carried {
     pub discriminator: Option<BTreeMap<String, Tensor>>,
 }
 
+/// A UNet, and what it says.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub unet: UNet,
+    pub formulation: Formulation,
+}
+
 /// A discriminator and its optimizer.
 #[derive(Debug)]
 pub(super) struct Critic {
@@ -76,7 +83,8 @@ pub(super) struct Placement {
 }
 
 impl Precision {
-    pub(super) fn kind(self) -> Kind {
+    /// torch's name for it.
+    pub fn kind(self) -> Kind {
         match self {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
@@ -94,7 +102,7 @@ impl Networks {
         placement: Placement,
     ) -> Result<Networks> {
         let (kind, device) = (stage.precision.kind(), placement.device);
-        let recompute = if stage.checkpoint_activations { Recompute::Blocks } else { Recompute::Never };
+        let recompute = recompute(stage);
         let state = if stage.offload_optimizer { StateDevice::Host } else { StateDevice::Same };
 
         // The base of adapters is the teacher's own set of tensors: one copy serves both networks.
@@ -109,15 +117,6 @@ impl Networks {
             (TeacherChoice::Skip, Some(skip)) => (skip, skip.frozen_unet(kind, device)?.0),
             _ => (&sources.teacher, teacher_unet),
         };
-        let teacher = Teacher {
-            unet,
-            kind,
-            formulation: followed.formulation,
-            steps: stage.teacher_of(phase).steps,
-            guidance_scale: phase.guidance_scale,
-        };
-        let formulation = if stage.predicts_data() { Formulation::Sample } else { sources.teacher.formulation };
-        let student = Student { unet: student_unet, kind, formulation, steps: stage.student_steps };
 
         let critic = match &phase.objective {
             Objective::Adversarial { conditional, .. } => {
@@ -129,14 +128,39 @@ impl Networks {
                     },
                     Some(carried) => split_head(carried),
                 };
-                Some(Critic::build(sources, shape, weights, (kind, device), recompute, state)?)
+                Some(Critic::new(&sources.base.unet, shape, weights, (kind, device), recompute, state)?)
             }
             Objective::Mse | Objective::X0Conversion => None,
         };
-        Ok(Networks {
-            student,
+        let student = Built { unet: student_unet, formulation: sources.teacher.formulation };
+        let teacher = Built { unet, formulation: followed.formulation };
+        Ok(Networks::assemble(stage, phase, (student, student_optimizer), teacher, critic))
+    }
+
+    /// Puts built networks to a phase's use.
+    pub fn assemble(
+        stage: &Stage,
+        phase: &Phase,
+        (student, student_optimizer): (Built, Optimizer),
+        teacher: Built,
+        critic: Option<Critic>,
+    ) -> Networks {
+        let kind = stage.precision.kind();
+        Networks {
+            student: Student {
+                unet: student.unet,
+                kind,
+                formulation: if stage.predicts_data() { Formulation::Sample } else { student.formulation },
+                steps: stage.student_steps,
+            },
             student_optimizer,
-            teacher,
+            teacher: Teacher {
+                unet: teacher.unet,
+                kind,
+                formulation: teacher.formulation,
+                steps: stage.teacher_of(phase).steps,
+                guidance_scale: phase.guidance_scale,
+            },
             critic,
             trains: phase.trains,
             adam: AdamConfig {
@@ -145,7 +169,7 @@ impl Networks {
                 max_gradient_norm: stage.max_gradient_norm,
             },
             frozen_copy: phase.objective == Objective::X0Conversion,
-        })
+        }
     }
 
     /// Adam's constants for this phase.
@@ -162,8 +186,8 @@ impl Networks {
         }
     }
 
-    /// The masters, copied to the host.
-    pub fn carry(&self) -> Carried {
+    /// The masters, copied to the host. The networks go, so that the next phase's have room on the device.
+    pub fn into_carried(self) -> Carried {
         let student = to_host(self.student_optimizer.masters());
         Carried {
             student: match self.trains {
@@ -195,8 +219,9 @@ impl Networks {
 }
 
 impl Critic {
-    fn build(
-        sources: &Sources,
+    /// Builds a discriminator on a UNet's encoder, with masters as wide as the weights that are given.
+    pub fn new(
+        config: &UNetConfig,
         shape: HeadShape,
         weights: DiscriminatorWeights,
         (kind, device): (Kind, Device),
@@ -204,8 +229,7 @@ impl Critic {
         state: StateDevice,
     ) -> Result<Critic> {
         let masters = weights.backbone.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let (discriminator, params) =
-            Discriminator::new(&sources.base.unet, shape, weights, (kind, device), recompute)?;
+        let (discriminator, params) = Discriminator::new(config, shape, weights, (kind, device), recompute)?;
         let mut masters: BTreeMap<String, Tensor> = masters;
         // The head is FP32 as built; the backbone's masters keep what its dtype may have rounded away.
         masters.extend(
@@ -218,6 +242,11 @@ impl Critic {
         optimizer.set_masters(&masters)?;
         Ok(Critic { discriminator, optimizer })
     }
+}
+
+/// What a stage's trained networks keep for their backward passes.
+pub(super) fn recompute(stage: &Stage) -> Recompute {
+    if stage.checkpoint_activations { Recompute::Blocks } else { Recompute::Never }
 }
 
 const HEAD: &str = "head.";

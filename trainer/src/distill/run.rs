@@ -48,10 +48,7 @@ impl World {
         let base = ModelFolder::open(&model.base)?;
         let latents_folder = run.join(encode::cache::LATENTS);
         let latents = LatentShards::open(&latents_folder)?;
-        let side = i64::from(model.resolution) / 8;
-        let pooled = base.unet.addition_input_dim - 6 * base.unet.addition_time_embed_dim;
-        let shape =
-            SampleShape { latent: [base.unet.in_channels, side, side], context: base.unet.context_dim(), pooled };
+        let shape = SampleShape::of(&base.unet, model.resolution);
         latents.check(&encode::model_fingerprint(&model)?, shape)?;
         Ok(World { run: run.to_owned(), base, latents: Arc::new(latents), latents_folder, shape, device })
     }
@@ -94,7 +91,13 @@ pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &A
     let fingerprint = fingerprint(world, stage, &sources)?;
     let mut run = StageRun::resume(world, stage, &sources, &paths, fingerprint)?;
     run.check_dump(dump)?;
-    run.run_to_end(dump, stop)?;
+    loop {
+        run.finish_phase(dump, stop)?;
+        if run.position.phase + 1 == stage.phases.len() {
+            break;
+        }
+        run = run.next_phase()?;
+    }
     run.publish()?;
     Ok(Done::Now)
 }
@@ -220,43 +223,43 @@ impl<'a> StageRun<'a> {
         &self.stage.phases[self.position.phase]
     }
 
-    fn run_to_end(&mut self, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<()> {
-        loop {
-            while self.position.in_phase < self.phase().iterations {
-                self.iterate(dump, stop)?;
-                let record = self.stage.record;
-                let due = |every: u64| every > 0 && self.position.iteration.is_multiple_of(every);
-                if stop.load(Ordering::Relaxed) {
-                    return self.interrupted();
+    fn finish_phase(&mut self, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<()> {
+        while self.position.in_phase < self.phase().iterations {
+            self.iterate(dump, stop)?;
+            let record = self.stage.record;
+            let due = |every: u64| every > 0 && self.position.iteration.is_multiple_of(every);
+            if stop.load(Ordering::Relaxed) {
+                return self.interrupted();
+            }
+            if self.position.in_phase < self.phase().iterations {
+                if due(record.checkpoint_every) {
+                    self.save()?;
                 }
-                if self.position.in_phase < self.phase().iterations {
-                    if due(record.checkpoint_every) {
-                        self.save()?;
-                    }
-                    if due(record.samples_every) {
-                        self.draw_samples()?;
-                    }
+                if due(record.samples_every) {
+                    self.draw_samples()?;
                 }
             }
-            self.save()?;
-            self.draw_samples()?;
-            let trains_adapters_on =
-                self.stage.phases.get(self.position.phase + 1).is_some_and(|next| next.trains == Trains::Lora);
-            if self.phase().trains == Trains::Lora && !trains_adapters_on {
-                self.networks.save_adapters(self.stage, &self.paths.adapters())?;
-            }
-            if self.position.phase + 1 == self.stage.phases.len() {
-                return Ok(());
-            }
-            self.next_phase()?;
         }
+        self.save()?;
+        self.draw_samples()?;
+        let trains_adapters_on =
+            self.stage.phases.get(self.position.phase + 1).is_some_and(|next| next.trains == Trains::Lora);
+        if self.phase().trains == Trains::Lora && !trains_adapters_on {
+            self.networks.save_adapters(self.stage, &self.paths.adapters())?;
+        }
+        Ok(())
     }
 
-    fn next_phase(&mut self) -> Result<()> {
-        let carried = self.networks.carry();
-        self.position = Position { phase: self.position.phase + 1, in_phase: 0, ..self.position };
-        self.networks = Networks::build(self.stage, self.phase(), self.sources, carried, self.placement)?;
-        Ok(())
+    /// The next phase's networks take the place of this one's; both at once would not fit.
+    fn next_phase(self) -> Result<StageRun<'a>> {
+        let position = Position { phase: self.position.phase + 1, in_phase: 0, ..self.position };
+        let carried = self.networks.into_carried();
+        if let Device::Cuda(_) = self.placement.device {
+            torch_shim::empty_cuda_cache()?;
+        }
+        let networks =
+            Networks::build(self.stage, &self.stage.phases[position.phase], self.sources, carried, self.placement)?;
+        Ok(StageRun { position, networks, ..self })
     }
 
     fn save(&self) -> Result<()> {
@@ -521,10 +524,16 @@ fn to_numbers<'t>(tensors: impl Iterator<Item = &'t Tensor>) -> Result<Vec<f64>>
     Ok(Vec::try_from(Tensor::cat(&flat, 0).to_kind(Kind::Double).to_device(Device::Cpu))?)
 }
 
+/// The most that tensors held on a GPU; on the CPU, the most that the process held.
 fn peak_memory(device: Device) -> Option<u64> {
     match device {
         Device::Cuda(index) => torch_shim::cuda_memory(index).ok().map(|memory| memory.peak_allocated),
-        _ => None,
+        _ => {
+            let status = std::fs::read_to_string("/proc/self/status").ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+            let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+            Some(kibibytes << 10)
+        }
     }
 }
 
