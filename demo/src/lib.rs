@@ -15,6 +15,7 @@ pub mod routes;
 pub mod scene;
 pub mod serve;
 mod tables;
+pub mod tokenizer;
 pub mod world;
 
 use std::path::PathBuf;

@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use demo_world::serve::Server;
+use demo_world::tokenizer::write_tokenizer;
 use demo_world::world::{Identity, Outcome, generate};
 use demo_world::{Error, serve};
 use std::path::PathBuf;
@@ -31,6 +32,12 @@ enum Command {
         /// The port that the tables' addresses name.
         #[arg(long, default_value_t = DEFAULT_PORT)]
         port: u16,
+    },
+    /// Learn the tokenizer of the demo's model from captions, and write vocab.json and merges.txt.
+    Tokenizer {
+        /// The tokenizer's folder.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Answer requests from the world, until interrupted or, with a command, until that ends.
     Serve {
@@ -77,6 +84,10 @@ fn run(command: Command) -> Result<ExitCode> {
                 summary.images,
                 summary.image_bytes as f64 / 1e6,
             );
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Tokenizer { out } => {
+            write_tokenizer(&out)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Serve { world, port, command } => {

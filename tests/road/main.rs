@@ -76,7 +76,7 @@ fn check_latents(folder: &Path, curated: &BTreeMap<String, Sample>) {
         let array = |ext: &str| Npy::parse(sample.require(ext).unwrap()).unwrap();
         assert_eq!(array("latent.npy").shape, [4, 16, 16], "{key}");
         let prompt = array("prompt_embeds.npy").shape;
-        assert_eq!((prompt.len(), prompt[0]), (2, 77), "{key}");
+        assert_eq!((prompt.len(), prompt[0]), (2, 32), "{key}");
         assert_eq!(array("pooled_prompt_embeds.npy").shape.len(), 1, "{key}");
         for ext in ["latent.npy", "prompt_embeds.npy", "pooled_prompt_embeds.npy"] {
             let array = array(ext);
