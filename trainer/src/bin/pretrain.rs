@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use trainer::Error;
-use trainer::pretrain::{Desk, Goal, PretrainRecipe, pretrain_model, pretrain_probe};
+use trainer::pretrain::{Desk, Goal, Phase, PretrainRecipe, Start, pretrain_model, pretrain_probe};
 
 /// Trains the demo's base model from nothing: autoencoder, text encoders and UNet. Goes on where it stopped.
 #[derive(Parser)]
@@ -27,9 +27,15 @@ struct Arguments {
     /// Train the probe that judges pictures of the demo world instead of the model
     #[arg(long)]
     probe: bool,
+    /// Train this phase alone and export nothing; unet and decoder can be trained side by side
+    #[arg(long, value_enum, value_name = "PHASE", conflicts_with = "probe")]
+    only: Option<Phase>,
     /// Train nothing: export the model's checkpoints as they are
-    #[arg(long, conflicts_with = "probe")]
+    #[arg(long, conflicts_with_all = ["probe", "only"])]
     export_only: bool,
+    /// Where there are no checkpoints, go on from the weights in the model's folder instead of beginning anew
+    #[arg(long, conflicts_with = "probe")]
+    from_exported: bool,
     /// Print the recipe as it is understood, and stop
     #[arg(long)]
     show_recipe: bool,
@@ -59,8 +65,16 @@ fn run(arguments: Arguments) -> Result<()> {
     let done = if arguments.probe {
         serde_json::to_string(&pretrain_probe(&recipe, &arguments.manifest, &desk)?)?
     } else {
-        let goal = if arguments.export_only { Goal::ExportCheckpoints } else { Goal::Model };
-        serde_json::to_string(&pretrain_model(&recipe, &arguments.manifest, &desk, goal)?)?
+        let goal = match arguments.only {
+            Some(phase) => Goal::Phase(phase),
+            None if arguments.export_only => Goal::ExportCheckpoints,
+            None => Goal::Model,
+        };
+        let start = if arguments.from_exported { Start::exported(&recipe, &arguments.manifest)? } else { Start::Seed };
+        match pretrain_model(&recipe, &arguments.manifest, &desk, goal, &start)? {
+            Some(exported) => serde_json::to_string(&exported)?,
+            None => return Ok(()),
+        }
     };
     println!("{done}");
     Ok(())

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use demo_world::scene::{Scene, item_rng};
-use nn::{Params, Weights};
+use nn::Params;
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
@@ -12,7 +12,7 @@ use super::desk::Desk;
 use super::latents::{Pool, pool_scene};
 use super::recipe::PretrainRecipe;
 use super::text::{TextEncoders, captions};
-use super::{Stream, average, joined, reseed};
+use super::{Start, Stream, average, joined, reseed};
 use crate::optimizer::{Optimizer, StateDevice};
 use crate::schedulers::{Scheduler, SchedulerConfig};
 use crate::unet::{UNet, UNetConfig};
@@ -37,14 +37,24 @@ pub struct Denoiser<'a> {
 }
 
 impl<'a> Denoiser<'a> {
-    /// A fresh UNet of the configuration in a model's folder.
-    pub fn new(recipe: &'a PretrainRecipe, model: &Path, text: TextEncoders) -> Result<Self> {
+    /// A UNet of the configuration in a model's folder.
+    pub fn new(
+        recipe: &'a PretrainRecipe,
+        model: &Path,
+        text: TextEncoders,
+        start: &Start,
+        desk: &Desk,
+    ) -> Result<Self> {
         let config = read(&model.join("unet/config.json"), UNetConfig::from_json)?;
         let scheduler =
             Scheduler::new(read(&model.join("scheduler/scheduler_config.json"), SchedulerConfig::from_json)?);
-        let (unet, params) = Weights::seeded(recipe.seed).build(|scope| UNet::new(scope, &config))?;
+        let weights = start.weights("unet", "diffusion_pytorch_model", recipe.seed)?;
+        let (unet, params) = weights.build(|scope| UNet::new(scope, &config))?;
         let trained = joined([("unet", &params), ("text_encoder", &text.params), ("text_encoder_2", &text.params_2)]);
         let optimizer = Optimizer::new(trained.iter(), StateDevice::Same, true)?;
+        if let Start::Exported { exported, .. } = start {
+            desk.adopt(PHASE, &optimizer, exported.unet_updates)?;
+        }
         let noise = scheduler.noise();
         let level = |part: fn(f64) -> f64| {
             let levels: Vec<f32> =
@@ -64,7 +74,11 @@ impl<'a> Denoiser<'a> {
             let latents = pool.0.index_select(0, &Tensor::from_slice(&draw.items));
             reseed(recipe.seed, Stream::UNet, step);
             let noise = latents.randn_like();
-            let timestep = Tensor::randint(timesteps, [batch], (Kind::Int64, Device::Cpu));
+            // One timestep from each of as many equal parts of the schedule: less noise in the gradient than from
+            // independent draws.
+            let part =
+                Tensor::arange(batch, (Kind::Float, Device::Cpu)) + Tensor::rand([batch], (Kind::Float, Device::Cpu));
+            let timestep = (part * (timesteps as f64 / batch as f64)).clamp_max(timesteps - 1).to_kind(Kind::Int64);
             let [signal, noisiness] =
                 [&levels[0], &levels[1]].map(|levels| levels.index_select(0, &timestep).view([-1, 1, 1, 1]));
 

@@ -67,10 +67,21 @@ impl Desk {
         Err(Error::Stale { path, difference: format!("it began with {then}, the recipe now says {now}") })
     }
 
+    /// Whether a phase has begun.
+    pub fn has(&self, phase: &str) -> bool {
+        self.checkpoint(phase).exists()
+    }
+
+    /// Lets a phase that has not begun go on from the weights that its optimizer holds, as if they had seen so many
+    /// updates. Adam's moments, which are lost, start from nothing.
+    pub fn adopt(&self, phase: &str, optimizer: &Optimizer, updates: u64) -> Result<()> {
+        if self.has(phase) { Ok(()) } else { self.save(phase, optimizer, updates) }
+    }
+
     /// How far a phase has come, its weights restored.
     pub fn restore(&self, phase: &str, optimizer: &mut Optimizer) -> Result<u64> {
         let path = self.checkpoint(phase);
-        if !path.exists() {
+        if !self.has(phase) {
             return Ok(0);
         }
         let saved = Weights::open(&path)?;

@@ -7,6 +7,7 @@
 //! pool   scenes -> autoencoder                  -> latents of variance one
 //! text   captions -> the probe's questions      -> text encoders
 //! unet   latents and captions                   -> UNet and text encoders
+//! decoder  scenes -> encoder, as it is          -> the autoencoder's decoder, sharper
 //! export running means of all weights, in fp16  -> the model's folder
 //! ```
 //!
@@ -25,10 +26,11 @@ pub use desk::Desk;
 pub use pictures::pictures;
 pub use recipe::PretrainRecipe;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use encode::VaeConfig;
-use nn::Params;
+use nn::{Params, Weights};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -36,7 +38,7 @@ use self::denoiser::Denoiser;
 use self::latents::{Pool, scaling_factor};
 use self::probe::train_probe;
 use self::text::TextEncoders;
-use self::vae::VaePhase;
+use self::vae::{DecoderPhase, VaePhase};
 use crate::Result;
 use crate::optimizer::Optimizer;
 use crate::probe::questions::Accuracy;
@@ -51,6 +53,7 @@ enum Stream {
     UNet,
     Probe,
     Exam,
+    Decoder,
 }
 
 /// How far to go.
@@ -58,15 +61,68 @@ enum Stream {
 pub enum Goal {
     /// Train what is left of the model and export it.
     Model,
+    /// Train what is left of one phase and export nothing. The UNet and the decoder can be trained side by side.
+    Phase(Phase),
     /// Export the model's checkpoints as they are.
     ExportCheckpoints,
 }
 
+/// The phases of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Phase {
+    /// The autoencoder.
+    Vae,
+    /// The text encoders by themselves.
+    Text,
+    /// The UNet with the text encoders.
+    #[value(name = "unet")]
+    UNet,
+    /// The autoencoder's decoder by itself.
+    Decoder,
+}
+
+/// Where a phase begins that has no checkpoint.
+#[derive(Debug)]
+pub enum Start {
+    /// With fresh weights.
+    Seed,
+    /// With the weights in the model's folder.
+    Exported {
+        /// The model's folder.
+        model: PathBuf,
+        /// What its weights have seen.
+        exported: Exported,
+    },
+}
+
+impl Start {
+    /// The weights that were exported to the folder of the recipe in `manifest`.
+    pub fn exported(recipe: &PretrainRecipe, manifest: &Path) -> Result<Self> {
+        let model = manifest.join(&recipe.model);
+        let exported = shards::atomic::read_json(model.join(EXPORTED))?;
+        Ok(Self::Exported { model, exported })
+    }
+
+    /// Weights of a network of the model.
+    fn weights(&self, part: &str, stem: &str, seed: u64) -> Result<Weights> {
+        match self {
+            Self::Seed => Ok(Weights::seeded(seed)),
+            Self::Exported { model, .. } => Ok(Weights::open_folder(&model.join(part), stem)?),
+        }
+    }
+}
+
+/// The file in the model's folder that says what its weights have seen.
+const EXPORTED: &str = "pretrained.json";
+
 /// What was exported.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exported {
     /// Updates of the autoencoder.
     pub vae_updates: u64,
+    /// Updates of its decoder by itself.
+    pub decoder_updates: u64,
     /// Updates of the UNet.
     pub unet_updates: u64,
     /// What the autoencoder's latents are multiplied by.
@@ -79,32 +135,54 @@ pub fn pretrain_probe(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk) -> 
     train_probe(recipe, desk, &manifest.join(&recipe.probe.file))
 }
 
-/// Pretrains the model of `recipe`, which lies in the folder `manifest`.
-pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goal: Goal) -> Result<Exported> {
-    let train = goal == Goal::Model;
+/// Pretrains the model of `recipe`, which lies in the folder `manifest`. Gives what was exported, if anything was.
+pub fn pretrain_model(
+    recipe: &PretrainRecipe,
+    manifest: &Path,
+    desk: &Desk,
+    goal: Goal,
+    start: &Start,
+) -> Result<Option<Exported>> {
+    let trains = |phase| match goal {
+        Goal::Model => true,
+        Goal::Phase(only) => only == phase,
+        Goal::ExportCheckpoints => false,
+    };
     let model = &manifest.join(&recipe.model);
 
     // The factor is a result and comes into the configuration at the end.
     let vae_config = VaeConfig { scaling_factor: 1.0, ..VaeConfig::read(&model.join("vae"))? };
-    let mut vae = VaePhase::new(recipe, &vae_config)?;
-    if train {
+    let mut vae = VaePhase::new(recipe, &vae_config, start, desk)?;
+    if trains(Phase::Vae) {
         desk.pin("vae", &json!({ "seed": recipe.seed, "resolution": recipe.resolution, "config": vae_config }))?;
         vae.train(desk)?;
     }
     let (vae, vae_params, vae_updates) = vae.finish(desk)?;
     let scaling_factor = scaling_factor(recipe, &vae);
 
-    let text = TextEncoders::new(model, recipe.seed)?;
-    if train {
+    let text = TextEncoders::new(model, recipe.seed, start)?;
+    // What the UNet's phase has begun with goes on in its own checkpoint.
+    let text_is_done = desk.has(denoiser::PHASE) || matches!(start, Start::Exported { .. });
+    if trains(Phase::Text) && !text_is_done {
         desk.pin("text", &json!({ "seed": recipe.seed }))?;
         text.train(recipe, desk)?;
     }
-    let mut denoiser = Denoiser::new(recipe, model, text)?;
-    if train {
+    let mut denoiser = Denoiser::new(recipe, model, text, start, desk)?;
+    if trains(Phase::UNet) {
         desk.pin("unet", &json!({ "seed": recipe.seed, "latents": recipe.latents, "vae_updates": vae_updates }))?;
         denoiser.train(desk, &Pool::open(desk, recipe, &vae, vae_updates, scaling_factor)?)?;
     }
     let (unet_params, text, unet_updates) = denoiser.finish(desk)?;
+
+    let mut decoder = DecoderPhase::new(recipe, vae, vae_params, start, desk)?;
+    if trains(Phase::Decoder) {
+        desk.pin("decoder", &json!({ "seed": recipe.seed, "vae_updates": vae_updates }))?;
+        decoder.train(desk)?;
+    }
+    let (vae_params, decoder_updates) = decoder.finish(desk)?;
+    if let Goal::Phase(_) = goal {
+        return Ok(None);
+    }
 
     save_as(Kind::Half, &vae_params, &model.join("vae/diffusion_pytorch_model.safetensors"))?;
     // transformers opens a network in the dtype of its file, diffusers in FP32 unless it is told otherwise: small as they
@@ -113,7 +191,9 @@ pub fn pretrain_model(recipe: &PretrainRecipe, manifest: &Path, desk: &Desk, goa
     save_as(Kind::Float, &text.params_2, &model.join("text_encoder_2/model.safetensors"))?;
     save_as(Kind::Half, &unet_params, &model.join("unet/diffusion_pytorch_model.safetensors"))?;
     set_scaling_factor(&model.join("vae/config.json"), scaling_factor)?;
-    Ok(Exported { vae_updates, unet_updates, scaling_factor })
+    let exported = Exported { vae_updates, decoder_updates, unet_updates, scaling_factor };
+    shards::atomic::write_json(model.join(EXPORTED), &exported)?;
+    Ok(Some(exported))
 }
 
 /// Writes the weights in the given dtype.

@@ -22,6 +22,8 @@ pub struct PretrainRecipe {
     pub probe: ProbeRecipe,
     /// The autoencoder.
     pub vae: VaeRecipe,
+    /// The autoencoder's decoder, once more by itself.
+    pub decoder: DecoderRecipe,
     /// What the UNet learns from.
     pub latents: LatentsRecipe,
     /// The text encoders by themselves.
@@ -80,6 +82,16 @@ pub struct VaeRecipe {
     pub kl_weight: f64,
 }
 
+/// The phase of the decoder by itself, on whole pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderRecipe {
+    /// Weights' updates.
+    pub updates: Updates,
+    /// Pictures in one update.
+    pub batch: usize,
+}
+
 /// The pool of latents.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,6 +137,7 @@ impl PretrainRecipe {
         for (phase, updates) in [
             ("probe", &self.probe.updates),
             ("vae", &self.vae.updates),
+            ("decoder", &self.decoder.updates),
             ("text", &self.text.updates),
             ("unet", &self.unet.updates),
         ] {
@@ -151,7 +164,15 @@ impl PretrainRecipe {
         if self.vae.whole_steps > self.vae.updates.steps {
             return refuse(format!("vae.whole_steps is {}, more than all steps", self.vae.whole_steps));
         }
-        if [self.probe.batch, self.vae.windows, self.vae.whole_batch, self.text.batch, self.unet.batch].contains(&0)
+        if [
+            self.probe.batch,
+            self.vae.windows,
+            self.vae.whole_batch,
+            self.decoder.batch,
+            self.text.batch,
+            self.unet.batch,
+        ]
+        .contains(&0)
             || self.latents.count == 0
         {
             return refuse("a batch or the pool of latents is empty".into());

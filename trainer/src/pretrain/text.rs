@@ -13,7 +13,7 @@ use tch::Tensor;
 
 use super::desk::Desk;
 use super::recipe::PretrainRecipe;
-use super::{Stream, average, joined};
+use super::{Start, Stream, average, joined};
 use crate::Result;
 use crate::optimizer::{Optimizer, StateDevice};
 use crate::probe::questions::{self, Question};
@@ -52,13 +52,15 @@ pub struct TextEmbeddings {
 }
 
 impl TextEncoders {
-    /// Fresh encoders of the configurations in a model's folder, and its tokenizers.
-    pub fn new(model: &Path, seed: u64) -> Result<Self> {
+    /// Encoders of the configurations in a model's folder, and its tokenizers.
+    pub fn new(model: &Path, seed: u64, start: &Start) -> Result<Self> {
         let config = ClipTextConfig::read(&model.join("text_encoder"))?;
         let config_2 = ClipTextConfig::read(&model.join("text_encoder_2"))?;
-        let (encoder, params) = Weights::seeded(seed).build(|scope| ClipTextModel::new(scope, &config))?;
-        let (encoder_2, params_2) =
-            Weights::seeded(seed + 1).build(|scope| ClipTextModelWithProjection::new(scope, &config_2))?;
+        let (encoder, params) =
+            start.weights("text_encoder", "model", seed)?.build(|scope| ClipTextModel::new(scope, &config))?;
+        let (encoder_2, params_2) = start
+            .weights("text_encoder_2", "model", seed + 1)?
+            .build(|scope| ClipTextModelWithProjection::new(scope, &config_2))?;
         Ok(Self {
             tokenizer: ClipTokenizer::open(&model.join("tokenizer"))?,
             tokenizer_2: ClipTokenizer::open(&model.join("tokenizer_2"))?,
