@@ -1,5 +1,9 @@
 //! `pretrain` and `evaluate` from outside, on a model and a probe that have seen next to nothing.
 
+#[path = "../common/hashed.rs"]
+mod hashed;
+mod judges;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -15,15 +19,14 @@ resolution = 128
 checkpoint_minutes = 60.0
 probe = { file = "probe.safetensors", batch = 2, updates = { steps = 2, learning_rate = 1e-3, warmup_steps = 0, cooldown_steps = 0, ema_decay = 0.9 } }
 vae = { windows = 1, window = 64, whole_steps = 1, whole_batch = 1, squares_weight = 2.0, slopes_weight = 0.25, kl_weight = 5e-4, updates = { steps = 2, learning_rate = 1e-3, warmup_steps = 0, cooldown_steps = 0, ema_decay = 0.9 } }
+decoder = { batch = 1, updates = { steps = 2, learning_rate = 1e-3, warmup_steps = 0, cooldown_steps = 0, ema_decay = 0.9 } }
 latents = { count = 8 }
 text = { batch = 2, updates = { steps = 2, learning_rate = 1e-3, warmup_steps = 0, cooldown_steps = 0, ema_decay = 0.9 } }
 unet = { batch = 2, null_prompts = 0.5, updates = { steps = UNET_STEPS, learning_rate = 1e-3, warmup_steps = 0, cooldown_steps = 0, ema_decay = 0.9 } }
 "#;
 
 const EVALUATE: &str = r#"
-probe = "probe.safetensors"
-captions = 65
-references = 65
+exam = { kind = "demo", probe = "probe.safetensors", captions = 65, references = 65 }
 seeds = [0]
 batch = 32
 grid = 4
@@ -63,12 +66,15 @@ impl Manifest {
             .unwrap()
     }
 
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evaluate"));
+        command.args(["--manifest", self.0.path().to_str().unwrap()]);
+        command.args(["--run", self.path("run").to_str().unwrap()]);
+        command
+    }
+
     fn evaluate(&self) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_evaluate"))
-            .args(["--manifest", self.0.path().to_str().unwrap()])
-            .args(["--run", self.path("run").to_str().unwrap()])
-            .output()
-            .unwrap()
+        self.command().output().unwrap()
     }
 
     fn results(&self) -> Vec<Value> {
@@ -107,6 +113,11 @@ fn refused(output: &Output, words: &str) {
     assert!(stderr.contains(words), "{stderr}");
 }
 
+#[track_caller]
+fn refused_by(manifest: &Manifest, words: &str) {
+    refused(&manifest.evaluate(), words);
+}
+
 /// A UNet phase that ends, is lengthened and goes on gives the weights of one that was long from the start.
 #[test]
 fn pretraining_goes_on_to_the_same_weights() {
@@ -128,13 +139,40 @@ fn pretraining_goes_on_to_the_same_weights() {
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .map(|line| (line["phase"].as_str().unwrap().to_owned(), line["step"].as_u64().unwrap()))
         .collect();
-    let expected = [("vae", 2), ("text", 2), ("unet", 2), ("unet", 4)].map(|(phase, step)| (phase.to_owned(), step));
+    let expected = [("vae", 2), ("text", 2), ("unet", 2), ("decoder", 2), ("unet", 4)]
+        .map(|(phase, step)| (phase.to_owned(), step));
     assert_eq!(steps, expected);
 
     // A phase that has begun is bound to what it began with.
     let recipe = fs::read_to_string(resumed.path("pretrain.toml")).unwrap();
     fs::write(resumed.path("pretrain.toml"), recipe.replace("seed = 1", "seed = 2")).unwrap();
     refused(&resumed.pretrain(&[]), "it began with");
+}
+
+/// Exported weights are a start for whoever has no checkpoints, and phases can be trained one by one.
+#[test]
+fn exported_weights_go_on_without_checkpoints() {
+    let manifest = Manifest::new();
+    succeeded(&manifest.pretrain(&[]));
+    let exported = manifest.weights();
+    let seen = || serde_json::from_slice::<Value>(&fs::read(manifest.path("model/pretrained.json")).unwrap()).unwrap();
+    assert_eq!((seen()["unet_updates"].as_u64(), seen()["decoder_updates"].as_u64()), (Some(2), Some(2)));
+
+    // Nothing is left to do: the weights come back as they were.
+    fs::remove_dir_all(manifest.path("work")).unwrap();
+    succeeded(&manifest.pretrain(&["--from-exported"]));
+    assert!(manifest.weights() == exported, "nothing was trained, and the weights have changed");
+
+    // The UNet alone goes on. Its text encoders go along, the autoencoder stays.
+    fs::remove_dir_all(manifest.path("work")).unwrap();
+    manifest.set_unet_steps(4);
+    succeeded(&manifest.pretrain(&["--from-exported", "--only", "unet"]));
+    assert!(manifest.weights() == exported, "a single phase has exported");
+    succeeded(&manifest.pretrain(&["--export-only"]));
+    let now = manifest.weights();
+    assert!(now[0] == exported[0]);
+    assert!(now[1..].iter().zip(&exported[1..]).all(|(now, then)| now != then));
+    assert_eq!(seen()["unet_updates"].as_u64(), Some(4));
 }
 
 #[test]
@@ -169,6 +207,33 @@ fn an_evaluation_measures_once_and_again_only_what_has_changed() {
     assert_eq!(String::from_utf8_lossy(&more.stderr).matches("pictures with seed").count(), 1);
     assert_eq!(manifest.results()[..2], rows);
     assert_eq!(manifest.results()[2]["model"], "base-3");
+}
+
+/// SIGTERM after the first chunk: the second run draws what is left, and the table is that of a straight run.
+#[test]
+fn a_stopped_evaluation_goes_on_where_it_was() {
+    let manifest = Manifest::new();
+    succeeded(&manifest.pretrain(&["--export-only"]));
+    succeeded(&manifest.pretrain(&["--probe"]));
+    let mut running = manifest.command().spawn().unwrap();
+    let chunk = manifest.path("run/evaluation/parts/base-2-seed0/000000.safetensors");
+    while !chunk.exists() {
+        assert!(running.try_wait().unwrap().is_none(), "it ended before there was anything to stop");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    assert!(!manifest.path("run/evaluation/results.json").exists());
+    let written = fs::metadata(&chunk).unwrap().modified().unwrap();
+
+    let resumed = manifest.evaluate();
+    succeeded(&resumed);
+    assert_eq!(fs::metadata(&chunk).unwrap().modified().unwrap(), written);
+    let rows = manifest.results();
+    fs::remove_dir_all(manifest.path("run")).unwrap();
+    succeeded(&manifest.evaluate());
+    assert_eq!(manifest.results(), rows);
 }
 
 #[test]

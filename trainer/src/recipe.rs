@@ -637,4 +637,20 @@ mod tests {
             assert!(stages[4].predicts_data());
         }
     }
+
+    /// Ablations stand beside the demo's long stages: each follows a stage that comes before it and ends in its steps.
+    #[test]
+    fn committed_ablations_follow_what_comes_before_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/demo-long/stages");
+        let stages = Stage::load_all(&folder, &Flow::sdxl()).unwrap();
+        assert_eq!(stages.len(), 18);
+        for (at, stage) in stages.iter().enumerate() {
+            for teacher in std::iter::once(&stage.teacher).chain(&stage.skip_teacher) {
+                let known = stages[..at].iter().any(|earlier| {
+                    (earlier.name.as_str(), earlier.student_steps) == (teacher.model.as_str(), teacher.steps)
+                });
+                assert!(known || teacher.is_base(), "{}: there is no {teacher:?} before it", stage.name);
+            }
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub struct TextStates {
 pub struct ClipTextModel {
     token_embedding: Embedding,
     position_embedding: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
     pooling: Pooling,
 }
@@ -56,7 +56,7 @@ impl ClipTextModel {
             token_embedding: embedding("token_embedding", config.vocab_size),
             position_embedding: embedding("position_embedding", config.max_position_embeddings),
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::new(&scope.sub("encoder").sub("layers").sub(i), config))
+                .map(|i| ClipLayer::new(&scope.sub("encoder").sub("layers").sub(i), &config.layer()))
                 .collect(),
             final_layer_norm: scope.sub("final_layer_norm").layer_norm(config.hidden_size, config.layer_norm_eps),
             pooling: config.pooling(),
@@ -73,7 +73,7 @@ impl ClipTextModel {
     /// All states of token ids `[B, L]`.
     pub fn forward(&self, ids: &Tensor) -> TextStates {
         let penultimate = self.penultimate(ids);
-        let last = self.final_layer_norm.forward(&self.last_layer().forward(&penultimate));
+        let last = self.final_layer_norm.forward(&self.last_layer().forward(&penultimate, Masking::Causal));
         let pooled = self.pool(&last, ids);
         TextStates { penultimate, last, pooled }
     }
@@ -84,12 +84,12 @@ impl ClipTextModel {
         let positions = Tensor::arange(length, (Kind::Int64, ids.device()));
         let mut x = self.token_embedding.forward(ids) + self.position_embedding.forward(&positions);
         for layer in &self.layers[..self.layers.len() - 1] {
-            x = layer.forward(&x);
+            x = layer.forward(&x, Masking::Causal);
         }
         x
     }
 
-    fn last_layer(&self) -> &Layer {
+    fn last_layer(&self) -> &ClipLayer {
         &self.layers[self.layers.len() - 1]
     }
 
@@ -144,9 +144,36 @@ fn published_name(name: &str) -> Option<String> {
     }
 }
 
-/// `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+/// The sizes of a layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClipLayerConfig {
+    /// The width of a state.
+    pub width: i64,
+    /// The width inside the feed-forward part.
+    pub inner: i64,
+    /// Heads of the attention.
+    pub heads: i64,
+    /// The activation inside the feed-forward part.
+    pub activation: Activation,
+    /// Added to the variance in every normalisation.
+    pub eps: f64,
+}
+
+impl ClipTextConfig {
+    fn layer(&self) -> ClipLayerConfig {
+        ClipLayerConfig {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            eps: self.layer_norm_eps,
+        }
+    }
+}
+
+/// A layer of CLIP's towers: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Debug)]
-struct Layer {
+pub struct ClipLayer {
     layer_norm1: LayerNorm,
     q_proj: Linear,
     k_proj: Linear,
@@ -159,9 +186,10 @@ struct Layer {
     fc2: Linear,
 }
 
-impl Layer {
-    fn new(scope: &Scope, config: &ClipTextConfig) -> Self {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+impl ClipLayer {
+    /// Takes the layer from a scope, under transformers' names.
+    pub fn new(scope: &Scope, config: &ClipLayerConfig) -> Self {
+        let ClipLayerConfig { width, inner, heads, activation, eps } = *config;
         let attention = |name| scope.sub("self_attn").sub(name).linear(width, width, true);
         Self {
             layer_norm1: scope.sub("layer_norm1").layer_norm(width, eps),
@@ -169,18 +197,19 @@ impl Layer {
             k_proj: attention("k_proj"),
             v_proj: attention("v_proj"),
             out_proj: attention("out_proj"),
-            heads: config.num_attention_heads,
+            heads,
             layer_norm2: scope.sub("layer_norm2").layer_norm(width, eps),
             fc1: scope.sub("mlp").sub("fc1").linear(width, inner, true),
-            activation: config.hidden_act,
+            activation,
             fc2: scope.sub("mlp").sub("fc2").linear(inner, width, true),
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
+    /// States `[B, L, D]` to states.
+    pub fn forward(&self, x: &Tensor, masking: Masking) -> Tensor {
         let h = self.layer_norm1.forward(x);
         let (q, k, v) = (self.q_proj.forward(&h), self.k_proj.forward(&h), self.v_proj.forward(&h));
-        let x = x + self.out_proj.forward(&attention(&q, &k, &v, self.heads, Masking::Causal));
+        let x = x + self.out_proj.forward(&attention(&q, &k, &v, self.heads, masking));
         let h = self.fc1.forward(&self.layer_norm2.forward(&x));
         &x + self.fc2.forward(&self.activation.forward(&h))
     }

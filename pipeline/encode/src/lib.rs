@@ -16,7 +16,7 @@ mod run;
 pub mod tokenizer;
 pub mod vae;
 
-pub use clip::{ClipTextModel, ClipTextModelWithProjection, TextStates};
+pub use clip::{ClipLayer, ClipLayerConfig, ClipTextModel, ClipTextModelWithProjection, TextStates};
 pub use config::{ClipTextConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use fingerprint::model_fingerprint;

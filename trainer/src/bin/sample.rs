@@ -13,7 +13,7 @@ use trainer::sample::{
     LoraChoice, MicroCondition, ModelChoice, Parameters, Pipeline, Size, Start, latents_to_npy, noise_from_npy,
     read_image, write_png,
 };
-use trainer::schedulers::{Algorithm, PredictionType, TimestepSpacing};
+use trainer::schedulers::{PredictionType, Sampler, TimestepSpacing};
 use trainer::{Error, Result};
 
 /// Draws images from prompts with a model in diffusers' layout.
@@ -88,26 +88,6 @@ struct Arguments {
     /// The networks' precision [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long)]
     dtype: Option<Dtype>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Sampler {
-    Euler,
-    EulerAncestral,
-    Ddim,
-    Lcm,
-}
-
-impl Sampler {
-    /// With the settings that diffusers gives it in SDXL's pipelines.
-    fn algorithm(self) -> Algorithm {
-        match self {
-            Self::Euler => Algorithm::Euler,
-            Self::EulerAncestral => Algorithm::EulerAncestral,
-            Self::Ddim => Algorithm::Ddim { set_alpha_to_one: false, clip: None },
-            Self::Lcm => Algorithm::Lcm { original_inference_steps: 50, timestep_scaling: 10.0, clip: None },
-        }
-    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

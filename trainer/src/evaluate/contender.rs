@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::recipe::{EvaluateRecipe, Sampling};
 use crate::distill::{StagePaths, manifest_flow};
 use crate::recipe::{Stage, Trains};
+use crate::schedulers::{PredictionType, Sampler, TimestepSpacing};
 use crate::{Error, Result};
 
 /// What of a model was trained.
@@ -32,22 +33,52 @@ pub struct Contender {
     pub method: String,
     /// Its folder.
     pub model: PathBuf,
+    /// Another UNet, or a single-file checkpoint.
+    pub weights: Option<PathBuf>,
     /// Adapters on top.
     pub lora: Option<PathBuf>,
     /// How it is sampled.
     pub sampling: Sampling,
+    /// The side of its pictures in pixels.
+    pub side: i64,
+    /// Another sampler than its folder's.
+    pub sampler: Option<Sampler>,
+    /// Another spacing of timesteps.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Another meaning of the UNet's output.
+    pub prediction_type: Option<PredictionType>,
+}
+
+impl Contender {
+    /// A model as its folder has it.
+    fn new(name: String, kind: Kind, method: &str, model: PathBuf, sampling: Sampling, side: i64) -> Self {
+        Self {
+            name,
+            kind,
+            method: method.into(),
+            model,
+            weights: None,
+            lora: None,
+            sampling,
+            side,
+            sampler: None,
+            timestep_spacing: None,
+            prediction_type: None,
+        }
+    }
+}
+
+/// A path of a manifest: relative to it, `{run}` the run's folder.
+pub(super) fn resolve(manifest: &Path, run: &Path, written: &str) -> PathBuf {
+    manifest.join(written.replace("{run}", &run.display().to_string()))
 }
 
 /// All contenders, the teacher first.
 pub fn contenders(recipe: &EvaluateRecipe, manifest: &Path, run: &Path) -> Result<Vec<Contender>> {
-    let base = encode::ModelManifest::read(manifest, run)?.base;
-    let of_base = |sampling: Sampling| Contender {
-        name: format!("base-{}", sampling.steps),
-        kind: Kind::Base,
-        method: "base".into(),
-        model: base.clone(),
-        lora: None,
-        sampling,
+    let model = encode::ModelManifest::read(manifest, run)?;
+    let side = i64::from(model.resolution);
+    let of_base = |sampling: Sampling| {
+        Contender::new(format!("base-{}", sampling.steps), Kind::Base, "base", model.base.clone(), sampling, side)
     };
     let mut all = vec![of_base(recipe.teacher)];
     let fewer = recipe.fewer_steps.iter().filter(|&&steps| steps != recipe.teacher.steps);
@@ -57,35 +88,37 @@ pub fn contenders(recipe: &EvaluateRecipe, manifest: &Path, run: &Path) -> Resul
     for stage in &stages {
         let paths = StagePaths::new(run, &stage.name);
         if paths.is_done() {
-            all.push(of_stage(stage, paths.export()));
+            all.push(of_stage(stage, paths.export(), side));
         }
     }
     for baseline in &recipe.contenders {
-        let path = |written: &str| manifest.join(written.replace("{run}", &run.display().to_string()));
+        let path = |written: &str| resolve(manifest, run, written);
+        let kind = if baseline.lora.is_some() { Kind::Lora } else { Kind::Full };
+        let (model, side) = (path(&baseline.model), baseline.side.unwrap_or(side));
         all.push(Contender {
-            name: baseline.name.clone(),
-            kind: if baseline.lora.is_some() { Kind::Lora } else { Kind::Full },
-            method: baseline.method.clone(),
-            model: path(&baseline.model),
+            weights: baseline.weights.as_deref().map(path),
             lora: baseline.lora.as_deref().map(path),
-            sampling: baseline.sampling,
+            sampler: baseline.sampler,
+            timestep_spacing: baseline.timestep_spacing,
+            prediction_type: baseline.prediction_type,
+            ..Contender::new(baseline.name.clone(), kind, &baseline.method, model, baseline.sampling, side)
         });
     }
     check_names(&all, manifest)?;
     Ok(all)
 }
 
-fn of_stage(stage: &Stage, export: PathBuf) -> Contender {
+fn of_stage(stage: &Stage, export: PathBuf, side: i64) -> Contender {
     let adversarial = stage.phases.iter().any(|phase| phase.objective.is_adversarial());
     let full = stage.phases.iter().any(|phase| phase.trains == Trains::Full);
-    Contender {
-        name: stage.name.clone(),
-        kind: if full { Kind::Full } else { Kind::Lora },
-        method: if adversarial { "lightning" } else { "mse" }.into(),
-        model: export,
-        lora: None,
-        sampling: Sampling { steps: stage.student_steps as usize, guidance_scale: 0.0 },
-    }
+    Contender::new(
+        stage.name.clone(),
+        if full { Kind::Full } else { Kind::Lora },
+        if adversarial { "lightning" } else { "mse" },
+        export,
+        Sampling { steps: stage.student_steps as usize, guidance_scale: 0.0 },
+        side,
+    )
 }
 
 /// Names are names of files, each of one contender.

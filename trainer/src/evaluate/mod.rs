@@ -1,65 +1,83 @@
 //! The paper's table, measured on a run: how close few-step students come to their teacher.
 //!
 //! ```text
-//! held-out captions ── contender ── pictures ──┬── probe ── features ── Fréchet distances to rendered scenes
-//!                                              │      └──── answers ─── caption accuracy
-//!                                              └── sharpness, distance to the teacher's pictures
+//! captions ── contender ── pictures ──┬── judges ──┬── features ── Fréchet distances to the references
+//!                                     │            └── how pictures and captions fit
+//!                                     └── sharpness, distance to the teacher's pictures
 //! ```
 //!
-//! `RUN/evaluation/` holds `results.json`, `.csv`, `.md` and `report.html`, written last, and `parts/`: what each
-//! contender has shown with each seed, kept with the hash of all that it depends on. A stopped evaluation goes on from
-//! there, and a repeated one measures what has changed.
+//! The captions, the references and the judges are an [`exam`](exam::Exam): the demo world's with its probe, or the
+//! paper's with COCO, InceptionV3 and CLIP. `RUN/evaluation/` holds `results.json`, `.csv`, `.md` and `report.html`,
+//! written last, and `parts/`: what has been seen of each contender, in chunks, under the hash of all that it depends
+//! on. A stopped evaluation goes on from there, and a repeated one measures what has changed.
 
+pub mod clip;
+mod coco;
 mod contender;
+mod demo;
+mod exam;
 pub mod frechet;
+pub mod inception;
 mod measure;
+mod parts;
 mod recipe;
 mod report;
+pub mod resize;
 mod results;
 
 pub use contender::{Contender, Kind, contenders};
-pub use recipe::{Baseline, EvaluateRecipe, Sampling};
+pub use recipe::{Baseline, EvaluateRecipe, ExamRecipe, Sampling};
 pub use results::{Row, csv, markdown};
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use encode::ModelManifest;
 use image::RgbImage;
-use nn::Weights;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use shards::atomic::{read_json, write_atomic, write_json};
+use shards::atomic::{write_atomic, write_json};
 use shards::{ContentHash, RunLock};
-use tch::{Device, Kind as Dtype};
+use tch::{Device, Kind as Dtype, Tensor};
 
-use self::measure::{Exam, Pictures, draw, measure};
+use self::coco::{CocoExam, CocoFiles};
+use self::demo::DemoExam;
+use self::exam::{Agreement, Exam, Features};
+use self::frechet::Moments;
+use self::measure::{compared, distance, draw, laplacian_variance};
+use self::parts::{Chunk, Part};
 use crate::model::ModelFolder;
-use crate::probe::{Probe, SIDE};
+use crate::probe::SIDE;
 use crate::sample::{LoraChoice, ModelChoice, Pipeline};
 use crate::{Error, Result};
 
-/// The tensor in a part's file of pictures.
-const PICTURES: &str = "pictures";
+/// Captions, or references, whose results are kept together: what a stop may cost.
+const CHUNK: usize = 64;
 /// Pixels between the pictures of a grid.
 const GAP: u32 = 2;
 
-/// What a contender has shown with one seed.
-#[derive(Debug, Serialize, Deserialize)]
-struct Part {
-    /// The hash of all that the row depends on.
-    key: ContentHash,
-    row: Row,
-}
+/// The tensors of a chunk.
+const WHOLE: &str = "whole";
+const PATCH: &str = "patch";
+const AGREEMENT: &str = "agreement";
+const SHARPNESS: &str = "sharpness";
+const DISTANCE: &str = "distance";
+const COMPARED: &str = "compared";
 
 /// One evaluation in progress.
 struct Evaluation<'a> {
     recipe: &'a EvaluateRecipe,
+    exam: Box<dyn Exam>,
     folder: PathBuf,
-    probe: Probe,
-    probe_hash: ContentHash,
-    exam: Exam,
+    dtype: Dtype,
     device: Device,
     interrupted: &'a AtomicBool,
+}
+
+/// The moments of the references.
+struct References {
+    whole: Moments,
+    patch: Moments,
 }
 
 /// Measures all contenders of a run and writes the results. `interrupted` stops it after the pass in progress.
@@ -70,157 +88,238 @@ pub fn evaluate(
     device: Device,
     interrupted: &AtomicBool,
 ) -> Result<Vec<Row>> {
+    let _no_grad = tch::no_grad_guard();
     let contenders = contenders(recipe, manifest, run)?;
-    check_resolution(manifest, run)?;
+    let model = ModelManifest::read(manifest, run)?;
+    let exam = open_exam(&recipe.exam, manifest, run, model.resolution, device)?;
     let folder = run.join("evaluation");
     let _lock = RunLock::acquire(&folder)?;
+    let evaluation = Evaluation { recipe, exam, folder, dtype: model.dtype.kind(), device, interrupted };
 
-    let probe_file = manifest.join(&recipe.probe);
-    let probe = Probe::open(&probe_file, device)?;
-    let probe_hash = ContentHash::of_file(&probe_file)?;
-    let exam = Exam::new(recipe, &probe, device)?;
-    let evaluation = Evaluation { recipe, folder, probe, probe_hash, exam, device, interrupted };
-
+    let references = evaluation.references()?;
     // The teacher is first, and its pictures are kept for the others' distances.
     let (teacher, others) = contenders.split_first().expect("the teacher is always there");
-    let (mut rows, teachers) = evaluation.teacher(teacher)?;
+    let mut rows = evaluation.rows(teacher, None, &references)?;
     for contender in others {
-        rows.extend(evaluation.student(contender, &teachers)?);
+        rows.extend(evaluation.rows(contender, Some(teacher), &references)?);
     }
     evaluation.publish(&rows, &contenders)?;
     Ok(rows)
 }
 
-/// The probe looks at pictures of one size.
-fn check_resolution(manifest: &Path, run: &Path) -> Result<()> {
-    let resolution = encode::ModelManifest::read(manifest, run)?.resolution;
-    if i64::from(resolution) == SIDE {
-        return Ok(());
+fn open_exam(
+    recipe: &ExamRecipe,
+    manifest: &Path,
+    run: &Path,
+    resolution: u32,
+    device: Device,
+) -> Result<Box<dyn Exam>> {
+    let path = |written: &str| contender::resolve(manifest, run, written);
+    match recipe {
+        ExamRecipe::Demo { probe, captions, references } => {
+            if i64::from(resolution) != SIDE {
+                let reason = format!(
+                    "resolution is {resolution}: the probe judges pictures of {SIDE} pixels, those of the demo world"
+                );
+                return Err(Error::Document { path: manifest.join("model.toml"), reason });
+            }
+            Ok(Box::new(DemoExam::open(&path(probe), *captions, *references, device)?))
+        }
+        ExamRecipe::Coco { captions, references, count, inception, clip } => {
+            let files = CocoFiles {
+                captions: path(captions),
+                references: path(references),
+                inception: path(inception),
+                clip: path(clip),
+            };
+            Ok(Box::new(CocoExam::open(&files, *count, i64::from(resolution), device)?))
+        }
     }
-    let reason =
-        format!("resolution is {resolution}: the probe judges pictures of {SIDE} pixels, those of the demo world");
-    Err(Error::Document { path: manifest.join("model.toml"), reason })
 }
 
 impl Evaluation<'_> {
-    fn teacher(&self, teacher: &Contender) -> Result<(Vec<Row>, Vec<Pictures>)> {
-        let key = self.key(teacher, None)?;
-        let mut rows = Vec::new();
+    /// The features of the references, a chunk at a time.
+    fn references(&self) -> Result<References> {
+        let key = ContentHash::of(json!({ "exam": self.exam.conditions() }).to_string().as_bytes());
+        let part = Part::open(&self.folder.join("parts/references"), &key)?;
         let mut all = Vec::new();
-        let mut pipeline = None;
-        for &seed in &self.recipe.seeds {
-            let file = self.part(teacher, seed, "safetensors");
-            if let Some(row) = self.kept(teacher, seed, &key)?.filter(|_| file.exists()) {
-                let pictures = Weights::open(&file)?.to(Dtype::Half, Device::Cpu).tensor(PICTURES)?;
-                rows.push(row);
-                all.push(Pictures(pictures));
-                continue;
-            }
-            let pictures = self.draw(teacher, seed, &mut pipeline)?;
-            nn::save(&file, [(PICTURES, &pictures.0)], &[])?;
-            rows.push(self.examine(teacher, seed, &key, &pictures, &pictures)?);
-            all.push(pictures);
-        }
-        Ok((rows, all))
-    }
-
-    fn student(&self, contender: &Contender, teachers: &[Pictures]) -> Result<Vec<Row>> {
-        let key = self.key(contender, Some(teachers))?;
-        let mut pipeline = None;
-        let measured =
-            self.recipe.seeds.iter().zip(teachers).map(|(&seed, teacher)| match self.kept(contender, seed, &key)? {
-                Some(row) => Ok(row),
+        for (index, items) in chunks(self.exam.references()) {
+            let chunk = match part.get(index)? {
+                Some(chunk) => chunk,
                 None => {
-                    let pictures = self.draw(contender, seed, &mut pipeline)?;
-                    self.examine(contender, seed, &key, &pictures, teacher)
+                    self.check_interrupt()?;
+                    let Features { whole, patch } = self.exam.reference_features(items)?;
+                    let chunk = named([(WHOLE, whole), (PATCH, patch)]);
+                    part.put(index, &chunk)?;
+                    chunk
                 }
-            });
-        measured.collect()
-    }
-
-    /// Draws with one seed; the model is loaded for the first of them.
-    fn draw(&self, contender: &Contender, seed: u64, loaded: &mut Option<Pipeline>) -> Result<Pictures> {
-        self.check_interrupt()?;
-        tracing::info!("{}: {} pictures with seed {seed}", contender.name, self.exam.captions.len());
-        if loaded.is_none() {
-            let choice = ModelChoice {
-                folder: contender.model.clone(),
-                weights: None,
-                loras: contender.lora.iter().map(|file| LoraChoice { file: file.clone(), strength: 1.0 }).collect(),
-                algorithm: None,
-                timestep_spacing: None,
-                prediction_type: None,
             };
-            *loaded = Some(Pipeline::open(&choice, Dtype::Float, self.device)?);
+            all.push(chunk);
         }
-        let pipeline = loaded.as_ref().expect("it has just been loaded");
-        draw(contender, pipeline, self.recipe, &self.exam.captions, seed, || self.check_interrupt())
+        Ok(References { whole: Moments::of(&joined(&all, WHOLE))?, patch: Moments::of(&joined(&all, PATCH))? })
     }
 
-    /// Measures pictures and keeps what came of it.
-    fn examine(
+    /// A row for each seed. `teacher` is `None` for the teacher itself.
+    fn rows(&self, contender: &Contender, teacher: Option<&Contender>, references: &References) -> Result<Vec<Row>> {
+        let mut pipeline = None;
+        let seeds = self.recipe.seeds.iter();
+        seeds.map(|&seed| self.row(contender, teacher, references, seed, &mut pipeline)).collect()
+    }
+
+    fn row(
         &self,
         contender: &Contender,
+        teacher: Option<&Contender>,
+        references: &References,
         seed: u64,
-        key: &ContentHash,
-        pictures: &Pictures,
-        teacher: &Pictures,
+        pipeline: &mut Option<Pipeline>,
     ) -> Result<Row> {
-        let row = measure(contender, pictures, teacher, &self.exam, &self.probe, self.device, seed)?;
-        if Some(&seed) == self.recipe.seeds.first() {
-            self.draw_grid(contender, pictures)?;
+        let part = self.part(contender, teacher, seed)?;
+        let teachers = teacher.map(|teacher| self.part(teacher, None, seed)).transpose()?;
+        let count = self.exam.captions().len();
+        let mut all = Vec::new();
+        let mut said = false;
+        for (index, items) in chunks(count) {
+            let chunk = match part.get(index)? {
+                Some(chunk) => chunk,
+                None => {
+                    if !std::mem::replace(&mut said, true) {
+                        let left = count - items.start;
+                        tracing::info!("{}: {left} of {count} pictures with seed {seed}", contender.name);
+                    }
+                    let theirs = match &teachers {
+                        Some(part) => part.get(index)?.and_then(|mut chunk| chunk.remove(COMPARED)),
+                        None => None,
+                    };
+                    let chunk = self.see(contender, items, seed, theirs.as_ref(), pipeline)?;
+                    part.put(index, &chunk)?;
+                    chunk
+                }
+            };
+            all.push(chunk);
         }
-        write_json(self.part(contender, seed, "json"), &Part { key: *key, row: row.clone() })?;
-        Ok(row)
+        let mean = |name| joined(&all, name).mean(Dtype::Double).double_value(&[]);
+        let (caption_accuracy, attribute_accuracy, clip_score) = match self.exam.tally(&joined(&all, AGREEMENT)) {
+            Agreement::Probe { captions, attributes } => (Some(captions), Some(attributes), None),
+            Agreement::Clip(score) => (None, None, Some(score)),
+        };
+        Ok(Row {
+            model: contender.name.clone(),
+            kind: contender.kind,
+            method: contender.method.clone(),
+            steps: contender.sampling.steps,
+            guidance_scale: contender.sampling.guidance_scale,
+            frechet_whole: Moments::of(&joined(&all, WHOLE))?.distance(&references.whole)?,
+            frechet_patch: Moments::of(&joined(&all, PATCH))?.distance(&references.patch)?,
+            clip_score,
+            caption_accuracy,
+            attribute_accuracy,
+            sharpness: mean(SHARPNESS),
+            teacher_distance: mean(DISTANCE),
+            n_images: count as u64,
+            seed,
+        })
     }
 
-    /// The row of an earlier evaluation, if all that it depends on is the same.
-    fn kept(&self, contender: &Contender, seed: u64, key: &ContentHash) -> Result<Option<Row>> {
-        let file = self.part(contender, seed, "json");
-        if !file.exists() {
-            return Ok(None);
+    /// Draws the pictures of a chunk and says what there is to see. The teacher has nobody to be compared with, and its
+    /// pictures are kept in small.
+    fn see(
+        &self,
+        contender: &Contender,
+        items: Range<usize>,
+        seed: u64,
+        theirs: Option<&Tensor>,
+        loaded: &mut Option<Pipeline>,
+    ) -> Result<Chunk> {
+        let pipeline = match loaded {
+            Some(pipeline) => pipeline,
+            None => loaded.insert(self.load(contender)?),
+        };
+        let mut passes = Vec::new();
+        let mut shown = Vec::new();
+        for start in items.clone().step_by(self.recipe.batch) {
+            self.check_interrupt()?;
+            let items = start..items.end.min(start + self.recipe.batch);
+            let pictures = draw(contender, pipeline, &self.exam.captions()[items.clone()], items.clone(), seed)?;
+            let sight = self.exam.look(&pictures, items.clone())?;
+            let small = compared(&pictures);
+            let apart = match theirs {
+                Some(theirs) => {
+                    distance(&small, &theirs.narrow(0, (start - start / CHUNK * CHUNK) as i64, small.size()[0]))
+                }
+                None => Tensor::zeros([small.size()[0]], (Dtype::Float, Device::Cpu)),
+            };
+            let mut pass = named([
+                (WHOLE, sight.features.whole),
+                (PATCH, sight.features.patch),
+                (AGREEMENT, sight.agreement),
+                (SHARPNESS, laplacian_variance(&pictures)),
+                (DISTANCE, apart),
+            ]);
+            if theirs.is_none() {
+                pass.insert(COMPARED.into(), small);
+            }
+            passes.push(pass);
+            let wanted = self.recipe.grid.min(self.exam.captions().len()).saturating_sub(items.start);
+            if Some(&seed) == self.recipe.seeds.first() && wanted > 0 {
+                shown.push(pictures.narrow(0, 0, pictures.size()[0].min(wanted as i64)));
+            }
         }
-        let part: Part = read_json(&file)?;
-        Ok((part.key == *key).then_some(part.row))
+        if !shown.is_empty() && items.start == 0 {
+            self.draw_grid(contender, &Tensor::cat(&shown, 0))?;
+        }
+        let names: Vec<String> = passes[0].keys().cloned().collect();
+        Ok(names.into_iter().map(|name| (name.clone(), joined(&passes, &name))).collect())
     }
 
-    /// The hash of a contender, of the teacher's pictures and of the exam.
-    fn key(&self, contender: &Contender, teachers: Option<&[Pictures]>) -> Result<ContentHash> {
-        let Contender { kind, method, model, lora, sampling, .. } = contender;
-        let teachers = teachers.map(|teachers| teachers.iter().map(hash_of).collect::<Result<Vec<_>>>()).transpose()?;
+    fn load(&self, contender: &Contender) -> Result<Pipeline> {
+        let choice = ModelChoice {
+            folder: contender.model.clone(),
+            weights: contender.weights.clone(),
+            loras: contender.lora.iter().map(|file| LoraChoice { file: file.clone(), strength: 1.0 }).collect(),
+            algorithm: contender.sampler.map(crate::schedulers::Sampler::algorithm),
+            timestep_spacing: contender.timestep_spacing,
+            prediction_type: contender.prediction_type,
+        };
+        Pipeline::open(&choice, self.dtype, self.device)
+    }
+
+    /// The part of a contender, under the hash of the contender, of the teacher and of the exam.
+    fn part(&self, contender: &Contender, teacher: Option<&Contender>, seed: u64) -> Result<Part> {
+        let about = |contender: &Contender| -> Result<_> {
+            let files = contender.lora.iter().chain(&contender.weights).map(ContentHash::of_file);
+            Ok(json!({
+                "contender": contender,
+                "unet": ModelFolder::open(&contender.model)?.hash()?,
+                "vae": ContentHash::of_file(contender.model.join("vae/config.json"))?,
+                "files": files.collect::<shards::Result<Vec<_>>>()?,
+            }))
+        };
         let on = json!({
-            "kind": kind,
-            "method": method,
-            "unet": ModelFolder::open(model)?.hash()?,
-            "lora": lora.as_ref().map(ContentHash::of_file).transpose()?,
-            "sampling": sampling,
-            "teachers": teachers,
-            "probe": self.probe_hash,
-            "captions": self.exam.captions,
-            "references": self.recipe.references,
-            "seeds": self.recipe.seeds,
+            "contender": about(contender)?,
+            "teacher": teacher.map(about).transpose()?,
+            "exam": self.exam.conditions(),
+            "dtype": format!("{:?}", self.dtype),
+            "seed": seed,
         });
-        Ok(ContentHash::of(on.to_string().as_bytes()))
-    }
-
-    fn part(&self, contender: &Contender, seed: u64, extension: &str) -> PathBuf {
-        self.folder.join("parts").join(format!("{}-seed{seed}.{extension}", contender.name))
+        let folder = self.folder.join("parts").join(format!("{}-seed{seed}", contender.name));
+        Part::open(&folder, &ContentHash::of(on.to_string().as_bytes()))
     }
 
     fn check_interrupt(&self) -> Result<()> {
         if self.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted { iteration: 0 }) } else { Ok(()) }
     }
 
-    fn draw_grid(&self, contender: &Contender, pictures: &Pictures) -> Result<()> {
-        let shown = self.recipe.grid.min(self.exam.captions.len());
-        let side = SIDE as u32;
-        let mut grid = RgbImage::new((side + GAP) * shown as u32, side);
-        for at in 0..shown {
-            let pixels = (pictures.0.get(at as i64).to_kind(Dtype::Float) + 1.0) * 127.5;
-            let pixels: Vec<u8> =
-                Vec::try_from(pixels.round().to_kind(Dtype::Uint8).permute([1, 2, 0]).contiguous().view([-1]))?;
-            let picture = RgbImage::from_raw(side, side, pixels).expect("three bytes for each pixel");
-            image::imageops::replace(&mut grid, &picture, i64::from((side + GAP) * at as u32), 0);
+    /// Pictures `[N, 3, H, W]` in a row.
+    fn draw_grid(&self, contender: &Contender, pictures: &Tensor) -> Result<()> {
+        let (count, _, height, width) = pictures.size4()?;
+        let (height, width) = (height as u32, width as u32);
+        let mut grid = RgbImage::new((width + GAP) * count as u32, height);
+        for at in 0..count {
+            let pixels = pictures.get(at).to_kind(Dtype::Uint8).permute([1, 2, 0]).contiguous().view([-1]);
+            let picture =
+                RgbImage::from_raw(width, height, Vec::try_from(pixels)?).expect("three bytes for each pixel");
+            image::imageops::replace(&mut grid, &picture, i64::from((width + GAP) * at as u32), 0);
         }
         let path = self.folder.join(grid_name(contender));
         let mut bytes = std::io::Cursor::new(Vec::new());
@@ -230,8 +329,8 @@ impl Evaluation<'_> {
     }
 
     fn publish(&self, rows: &[Row], contenders: &[Contender]) -> Result<()> {
-        let shown = &self.exam.captions[..self.recipe.grid.min(self.exam.captions.len())];
-        let page = report::page(rows, contenders, shown, grid_name);
+        let captions = self.exam.captions();
+        let page = report::page(rows, contenders, &captions[..self.recipe.grid.min(captions.len())], grid_name);
         write_atomic(self.folder.join("results.csv"), csv(rows).as_bytes())?;
         write_atomic(self.folder.join("results.md"), markdown(rows).as_bytes())?;
         write_atomic(self.folder.join("report.html"), page.as_bytes())?;
@@ -239,12 +338,19 @@ impl Evaluation<'_> {
     }
 }
 
-fn grid_name(contender: &Contender) -> String {
-    format!("samples/{}.png", contender.name)
+/// Chunks of so many items, with their numbers.
+fn chunks(count: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (0..count).step_by(CHUNK).map(move |start| start..count.min(start + CHUNK)).enumerate()
 }
 
-fn hash_of(pictures: &Pictures) -> Result<ContentHash> {
-    let levels = ((pictures.0.to_kind(Dtype::Float) + 1.0) * 127.5).round().to_kind(Dtype::Uint8);
-    let bytes: Vec<u8> = Vec::try_from(levels.contiguous().view([-1]))?;
-    Ok(ContentHash::of(&bytes))
+fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Chunk {
+    tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.to_device(Device::Cpu))).collect()
+}
+
+fn joined(chunks: &[Chunk], name: &str) -> Tensor {
+    Tensor::cat(&chunks.iter().map(|chunk| &chunk[name]).collect::<Vec<_>>(), 0)
+}
+
+fn grid_name(contender: &Contender) -> String {
+    format!("samples/{}.png", contender.name)
 }

@@ -4,19 +4,17 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::inception::INCEPTION_FEATURES;
 use crate::probe::FEATURES;
+use crate::schedulers::{PredictionType, Sampler, TimestepSpacing};
 use crate::{Error, Result};
 
 /// What is measured, and on how much. Every key but the contenders is required: a recipe is a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateRecipe {
-    /// The probe's weights, relative to the manifest.
-    pub probe: String,
-    /// Held-out captions; the same for all contenders.
-    pub captions: u64,
-    /// Held-out scenes rendered as references.
-    pub references: u64,
+    /// What is asked of all contenders, and who judges.
+    pub exam: ExamRecipe,
     /// One row of results for each; the same for all contenders.
     pub seeds: Vec<u64>,
     /// Captions in one pass.
@@ -30,6 +28,34 @@ pub struct EvaluateRecipe {
     /// Models beside the base and the stages: baselines whose weights the user has.
     #[serde(default, rename = "contender")]
     pub contenders: Vec<Baseline>,
+}
+
+/// Captions, references and judges. Paths are relative to the manifest; `{run}` is the run's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ExamRecipe {
+    /// The demo world: captions and scenes of combinations that no training has shown, judged by the probe.
+    Demo {
+        /// The probe's weights.
+        probe: String,
+        /// Held-out captions.
+        captions: u64,
+        /// Held-out scenes rendered as references.
+        references: u64,
+    },
+    /// The paper's: captions and images of COCO, judged by InceptionV3 and a CLIP.
+    Coco {
+        /// COCO's `captions_*.json`: the first caption of each of its first images.
+        captions: String,
+        /// The folder of those images.
+        references: String,
+        /// How many images and captions.
+        count: usize,
+        /// InceptionV3's weights for FID, as safetensors.
+        inception: String,
+        /// A CLIP's folder in transformers' layout.
+        clip: String,
+    },
 }
 
 /// How a model is sampled.
@@ -50,12 +76,22 @@ pub struct Baseline {
     pub name: String,
     /// What made it: `lcm`, `turbo`, ...
     pub method: String,
-    /// Its folder in diffusers' layout, relative to the manifest; `{run}` is the run's.
+    /// Its folder in diffusers' layout.
     pub model: String,
-    /// A LoRA file on top, relative to the manifest.
+    /// Another UNet for that folder, or a single-file checkpoint.
+    pub weights: Option<String>,
+    /// A LoRA file on top.
     pub lora: Option<String>,
-    /// How it is sampled, by the scheduler in its folder.
+    /// How it is sampled.
     pub sampling: Sampling,
+    /// The side of its pictures in pixels, if not the manifest's; they are resized before patches are cut.
+    pub side: Option<i64>,
+    /// Another sampler than the scheduler in its folder.
+    pub sampler: Option<Sampler>,
+    /// Another spacing of timesteps.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Another meaning of the UNet's output.
+    pub prediction_type: Option<PredictionType>,
 }
 
 impl EvaluateRecipe {
@@ -70,10 +106,18 @@ impl EvaluateRecipe {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        let needed = FEATURES as u64 + 1;
-        for (what, count) in [("captions", self.captions), ("references", self.references)] {
+        let counts = match self.exam {
+            ExamRecipe::Demo { captions, references, .. } => {
+                vec![("captions", captions, FEATURES), ("references", references, FEATURES)]
+            }
+            ExamRecipe::Coco { count, .. } => vec![("count", count as u64, INCEPTION_FEATURES)],
+        };
+        for (what, count, features) in counts {
+            let needed = features as u64 + 1;
             if count < needed {
-                return Err(format!("{what} is {count}: a Fréchet distance over {FEATURES} features takes {needed}"));
+                return Err(format!(
+                    "exam.{what} is {count}: a Fréchet distance over {features} features takes {needed}"
+                ));
             }
         }
         if self.seeds.is_empty() || self.batch == 0 {
@@ -88,6 +132,9 @@ impl EvaluateRecipe {
         if self.fewer_steps.contains(&0) {
             return Err("fewer_steps has a 0".into());
         }
+        if let Some(contender) = self.contenders.iter().find(|contender| contender.side.is_some_and(|side| side <= 0)) {
+            return Err(format!("contender {:?}: side is not positive", contender.name));
+        }
         Ok(())
     }
 }
@@ -96,34 +143,35 @@ impl EvaluateRecipe {
 mod tests {
     use super::*;
 
-    fn manifest(text: &str) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("evaluate.toml"), text).unwrap();
-        folder
-    }
-
-    fn demo() -> String {
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/demo/evaluate.toml")).unwrap()
-    }
+    const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
     fn refusal(text: &str) -> String {
-        EvaluateRecipe::read(manifest(text).path()).unwrap_err().to_string()
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("evaluate.toml"), text).unwrap();
+        EvaluateRecipe::read(folder.path()).unwrap_err().to_string()
+    }
+
+    #[track_caller]
+    fn changed(manifest: &str, from: &str, to: &str) -> String {
+        let text = std::fs::read_to_string(format!("{MANIFESTS}/{manifest}/evaluate.toml")).unwrap();
+        assert!(text.contains(from), "{from}");
+        refusal(&text.replace(from, to))
     }
 
     #[test]
-    fn the_demo_recipe_is_valid() {
-        EvaluateRecipe::read(manifest(&demo()).path()).unwrap();
+    fn the_recipes_at_hand_are_valid() {
+        for manifest in ["demo", "demo-long", "sdxl"] {
+            EvaluateRecipe::read(&Path::new(MANIFESTS).join(manifest)).unwrap();
+        }
     }
 
     #[test]
     fn what_cannot_be_measured_is_refused() {
-        let changed = |from: &str, to: &str| {
-            assert!(demo().contains(from), "{from}");
-            refusal(&demo().replace(from, to))
-        };
-        assert!(changed("captions = 96", "captions = 64").contains("takes 65"));
-        assert!(changed("seeds = [0]", "seeds = []").contains("a seed"));
-        assert!(changed("captions = 96", "captions = 96\nsurplus = 1").contains("surplus"));
+        assert!(changed("demo", "captions = 96", "captions = 64").contains("takes 65"));
+        assert!(changed("demo", "seeds = [0]", "seeds = []").contains("a seed"));
+        assert!(changed("demo", "captions = 96", "captions = 96\nsurplus = 1").contains("surplus"));
+        assert!(changed("sdxl", "count = 10000", "count = 2048").contains("takes 2049"));
+        assert!(changed("sdxl", "side = 512", "side = 0").contains("turbo"));
         assert!(refusal("").contains("missing field"));
     }
 }

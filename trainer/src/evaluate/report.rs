@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::contender::Contender;
-use super::results::{MEASURES, Row, by_model, cell, mean_and_spread};
+use super::results::{Measure, Row, by_model, measures};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}\
 h1,h2,h3{font-weight:600}table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}\
@@ -11,9 +11,9 @@ img{max-width:100%}figure{margin:.8rem 0}figcaption{color:#555}.charts{display:f
 svg text{font:12px system-ui,sans-serif;fill:#222}";
 
 /// Pixels of a chart.
-const LABEL: f64 = 90.0;
+const LABEL: f64 = 120.0;
 const BAR: f64 = 200.0;
-const NUMBER: f64 = 100.0;
+const NUMBER: f64 = 150.0;
 const LINE: f64 = 20.0;
 
 /// The page. `captions` are those of the grids' columns; `grid` names a contender's picture.
@@ -28,25 +28,26 @@ pub(super) fn page(
     let images = rows.first().map_or(0, |row| row.n_images);
     let _ = write!(
         html,
-        "<h1>Evaluation</h1><p>{images} held-out captions, the same noise for all; means over seeds. Fréchet distances are \
-         over the probe's features, to rendered scenes. They compare models measured together and nothing else.</p>",
+        "<h1>Evaluation</h1><p>{images} captions, the same noise for all; means over seeds, and multiples of the teacher's \
+         number in brackets. Numbers compare models measured together and nothing else.</p>",
     );
     html += "<table><tr><th>model<th>method<th>steps";
-    for (title, ..) in MEASURES {
-        let _ = write!(html, "<th>{title}");
+    for measure in measures(rows) {
+        let _ = write!(html, "<th>{}", measure.title);
     }
     html += "</tr>";
-    for rows in by_model(rows) {
-        let Row { model, method, steps, .. } = &rows[0];
+    let models = by_model(rows);
+    for of_model in &models {
+        let Row { model, method, steps, .. } = &of_model[0];
         let _ = write!(html, "<tr><td>{}<td>{}<td>{steps}", escape(model), escape(method));
-        for (_, measure, digits) in MEASURES {
-            let _ = write!(html, "<td>{}", cell(rows, measure, digits));
+        for measure in measures(rows) {
+            let _ = write!(html, "<td>{}", measure.cell(of_model, models[0]));
         }
         html += "</tr>";
     }
     html += "</table><div class=charts>";
-    for (title, measure, digits) in MEASURES {
-        html += &chart(rows, title, measure, digits);
+    for measure in measures(rows) {
+        html += &chart(&models, measure);
     }
     html += "</div><h2>Pictures</h2><ol>";
     for caption in captions {
@@ -68,10 +69,9 @@ pub(super) fn page(
 }
 
 /// A bar for each contender.
-fn chart(rows: &[Row], title: &str, measure: fn(&Row) -> f64, digits: usize) -> String {
-    let models = by_model(rows);
-    let means: Vec<f64> =
-        models.iter().map(|rows| mean_and_spread(&rows.iter().map(measure).collect::<Vec<_>>()).0).collect();
+fn chart(models: &[&[Row]], measure: &Measure) -> String {
+    let title = measure.title;
+    let means: Vec<f64> = models.iter().map(|rows| measure.mean(rows).0).collect();
     let largest = means.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let (width, height) = (LABEL + BAR + NUMBER, LINE * models.len() as f64);
     let mut svg =
@@ -88,7 +88,7 @@ fn chart(rows: &[Row], title: &str, measure: fn(&Row) -> f64, digits: usize) -> 
             top + 3.0,
             LINE - 6.0,
             LABEL + length + 5.0,
-            cell(rows, measure, digits),
+            measure.cell(rows, models[0]),
         );
     }
     svg + "</svg></figure>"

@@ -21,15 +21,21 @@ pub struct Row {
     pub guidance_scale: f64,
     /// Fréchet distance to the references over features of whole pictures.
     pub frechet_whole: f64,
-    /// The same over the texture of the central quarter.
+    /// The same over the middle of each picture in full resolution: texture.
     pub frechet_patch: f64,
-    /// The share of captions of which everything is found in the picture.
-    pub caption_accuracy: f64,
-    /// The share of colours, shapes and backgrounds asked for that are found.
-    pub attribute_accuracy: f64,
+    /// 100 times the mean cosine of pictures and captions; not for the demo world.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_score: Option<f64>,
+    /// The share of captions of which everything is found in the picture; for the demo world alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_accuracy: Option<f64>,
+    /// The share of colours, shapes and backgrounds asked for that are found; for the demo world alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attribute_accuracy: Option<f64>,
     /// Variance of the Laplacian of luma, in squared grey levels, mean over pictures.
     pub sharpness: f64,
-    /// Root mean square distance in grey levels to the teacher's picture from the same noise, mean over pictures.
+    /// Root mean square distance in grey levels to the teacher's picture from the same noise, both at 128 px, mean over
+    /// pictures.
     pub teacher_distance: f64,
     /// Pictures measured.
     pub n_images: u64,
@@ -37,18 +43,64 @@ pub struct Row {
     pub seed: u64,
 }
 
-/// A measure: its column's title, its number in a row, and the digits behind the point that mean something.
-type Measure = (&'static str, fn(&Row) -> f64, usize);
+/// A column of the tables and a chart of bars.
+pub(super) struct Measure {
+    /// Its title.
+    pub title: &'static str,
+    /// Its key in `results.csv`.
+    key: &'static str,
+    /// Its number in a row, where there is one.
+    pub of: fn(&Row) -> Option<f64>,
+    /// The digits behind the point that mean something.
+    digits: usize,
+    /// Whether it is also said as a multiple of the teacher's.
+    relative: bool,
+}
 
-/// Columns of the tables and bars of the charts.
-pub(super) const MEASURES: [Measure; 6] = [
-    ("Fréchet whole", |row| row.frechet_whole, 2),
-    ("Fréchet patch", |row| row.frechet_patch, 3),
-    ("captions right", |row| row.caption_accuracy, 3),
-    ("attributes right", |row| row.attribute_accuracy, 3),
-    ("sharpness", |row| row.sharpness, 0),
-    ("distance to teacher", |row| row.teacher_distance, 1),
+const MEASURES: [Measure; 7] = [
+    Measure::new("Fréchet whole", "frechet_whole", |row| Some(row.frechet_whole), 2).relative(),
+    Measure::new("Fréchet patch", "frechet_patch", |row| Some(row.frechet_patch), 3).relative(),
+    Measure::new("CLIP score", "clip_score", |row| row.clip_score, 2),
+    Measure::new("captions right", "caption_accuracy", |row| row.caption_accuracy, 3),
+    Measure::new("attributes right", "attribute_accuracy", |row| row.attribute_accuracy, 3),
+    Measure::new("sharpness", "sharpness", |row| Some(row.sharpness), 0),
+    Measure::new("distance to teacher", "teacher_distance", |row| Some(row.teacher_distance), 1),
 ];
+
+impl Measure {
+    const fn new(title: &'static str, key: &'static str, of: fn(&Row) -> Option<f64>, digits: usize) -> Self {
+        Self { title, key, of, digits, relative: false }
+    }
+
+    const fn relative(self) -> Self {
+        Self { relative: true, ..self }
+    }
+
+    /// Mean and spread over the rows of one contender.
+    pub fn mean(&self, rows: &[Row]) -> (f64, Option<f64>) {
+        mean_and_spread(&rows.iter().filter_map(self.of).collect::<Vec<_>>())
+    }
+
+    /// One contender's cell: `12.34 ± 0.56` over several seeds, and `(1.20x)` beside a teacher.
+    pub fn cell(&self, rows: &[Row], teacher: &[Row]) -> String {
+        let digits = self.digits;
+        let (mean, spread) = self.mean(rows);
+        let mut text = format!("{mean:.digits$}");
+        if let Some(spread) = spread {
+            let _ = write!(text, " ± {spread:.digits$}");
+        }
+        if self.relative && rows[0].model != teacher[0].model {
+            let _ = write!(text, " ({:.2}x)", mean / self.mean(teacher).0);
+        }
+        text
+    }
+}
+
+/// The measures that these rows have.
+pub(super) fn measures(rows: &[Row]) -> impl Iterator<Item = &'static Measure> + Clone {
+    let first = rows.first().cloned();
+    MEASURES.iter().filter(move |measure| first.as_ref().is_some_and(|row| (measure.of)(row).is_some()))
+}
 
 /// The rows of one contender, for the mean over seeds.
 pub(super) fn by_model(rows: &[Row]) -> Vec<&[Row]> {
@@ -63,42 +115,34 @@ pub(super) fn mean_and_spread(values: &[f64]) -> (f64, Option<f64>) {
     (mean, (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
-/// One measure of one contender, `12.34 ± 0.56` over several seeds.
-pub(super) fn cell(rows: &[Row], measure: fn(&Row) -> f64, digits: usize) -> String {
-    let values: Vec<f64> = rows.iter().map(measure).collect();
-    match mean_and_spread(&values) {
-        (mean, None) => format!("{mean:.digits$}"),
-        (mean, Some(spread)) => format!("{mean:.digits$} ± {spread:.digits$}"),
-    }
-}
-
-/// One line for each contender and seed.
+/// One line for each contender and seed. Numbers that the exam does not give are empty.
 pub fn csv(rows: &[Row]) -> String {
-    let mut text = "model,kind,method,steps,guidance_scale,frechet_whole,frechet_patch,caption_accuracy,\
-                    attribute_accuracy,sharpness,teacher_distance,n_images,seed\n"
-        .to_owned();
+    let keys: Vec<&str> = MEASURES.iter().map(|measure| measure.key).collect();
+    let mut text = format!("model,kind,method,steps,guidance_scale,{},n_images,seed\n", keys.join(","));
     for row in rows {
         let kind = kind_word(row.kind);
         let Row { model, method, steps, guidance_scale, n_images, seed, .. } = row;
         let _ = write!(text, "{model},{kind},{method},{steps},{guidance_scale}");
-        for (_, measure, _) in MEASURES {
-            let _ = write!(text, ",{}", measure(row));
+        for measure in &MEASURES {
+            let number = (measure.of)(row).map(|number| number.to_string());
+            let _ = write!(text, ",{}", number.unwrap_or_default());
         }
         let _ = writeln!(text, ",{n_images},{seed}");
     }
     text
 }
 
-/// One line for each contender, means over seeds.
+/// One line for each contender, means over seeds; the first is the teacher.
 pub fn markdown(rows: &[Row]) -> String {
-    let titles: Vec<&str> = MEASURES.iter().map(|(title, ..)| *title).collect();
+    let titles: Vec<&str> = measures(rows).map(|measure| measure.title).collect();
     let mut text = format!("| model | kind | method | steps | guidance | {} |\n", titles.join(" | "));
     text += &format!("|{}\n", "---|".repeat(5 + titles.len()));
-    for rows in by_model(rows) {
-        let Row { model, kind, method, steps, guidance_scale, .. } = &rows[0];
+    let models = by_model(rows);
+    for of_model in &models {
+        let Row { model, kind, method, steps, guidance_scale, .. } = &of_model[0];
         let _ = write!(text, "| {model} | {} | {method} | {steps} | {guidance_scale} |", kind_word(*kind));
-        for (_, measure, digits) in MEASURES {
-            let _ = write!(text, " {} |", cell(rows, measure, digits));
+        for measure in measures(rows) {
+            let _ = write!(text, " {} |", measure.cell(of_model, models[0]));
         }
         text.push('\n');
     }
@@ -126,8 +170,9 @@ mod tests {
             guidance_scale: 0.0,
             frechet_whole,
             frechet_patch: 0.5,
-            caption_accuracy: 0.9,
-            attribute_accuracy: 0.95,
+            clip_score: None,
+            caption_accuracy: Some(0.9),
+            attribute_accuracy: Some(0.95),
             sharpness: 812.4,
             teacher_distance: 9.26,
             n_images: 96,
@@ -136,23 +181,39 @@ mod tests {
     }
 
     #[test]
-    fn seeds_become_one_line_with_their_spread() {
-        let rows = [row("8to4", 0, 1.0), row("8to4", 1, 3.0), row("2to1", 0, 5.0)];
+    fn seeds_become_one_line_with_their_spread_and_the_ratio_to_the_teacher() {
+        let rows = [row("base-32", 0, 1.5), row("base-32", 1, 2.5), row("8to4", 0, 1.0), row("8to4", 1, 4.0)];
         let table = markdown(&rows);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 4);
+        assert!(!lines[0].contains("CLIP") && lines[0].contains("captions right"));
         assert_eq!(
-            lines[2],
-            "| 8to4 | full | lightning | 4 | 0 | 2.00 ± 1.41 | 0.500 ± 0.000 | 0.900 ± 0.000 | 0.950 ± 0.000 | 812 ± 0 | 9.3 ± 0.0 |"
+            lines[3],
+            "| 8to4 | full | lightning | 4 | 0 | 2.50 ± 2.12 (1.25x) | 0.500 ± 0.000 (1.00x) | 0.900 ± 0.000 | \
+             0.950 ± 0.000 | 812 ± 0 | 9.3 ± 0.0 |"
         );
-        assert_eq!(lines[3], "| 2to1 | full | lightning | 4 | 0 | 5.00 | 0.500 | 0.900 | 0.950 | 812 | 9.3 |");
+        let single = markdown(&[row("base-32", 0, 1.5)]);
+        assert!(
+            single.ends_with("| base-32 | full | lightning | 4 | 0 | 1.50 | 0.500 | 0.900 | 0.950 | 812 | 9.3 |\n")
+        );
     }
 
     #[test]
     fn csv_has_a_line_for_each_seed_and_as_many_fields_as_titles() {
         let text = csv(&[row("8to4", 0, 1.0), row("8to4", 1, 3.0)]);
         let fields: Vec<usize> = text.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(fields, [13, 13, 13]);
+        assert_eq!(fields, [14, 14, 14]);
         assert!(text.lines().nth(2).unwrap().ends_with(",96,1"));
+    }
+
+    #[test]
+    fn json_has_a_clip_score_or_an_accuracy() {
+        let of_demo = serde_json::to_value(row("8to4", 0, 1.0)).unwrap();
+        assert!(of_demo.get("clip_score").is_none() && of_demo["caption_accuracy"] == 0.9);
+        let clip =
+            Row { clip_score: Some(26.1), caption_accuracy: None, attribute_accuracy: None, ..row("8to4", 0, 1.0) };
+        let of_coco = serde_json::to_value(&clip).unwrap();
+        assert!(of_coco.get("caption_accuracy").is_none() && of_coco["clip_score"] == 26.1);
+        assert_eq!(serde_json::from_value::<Row>(of_coco).unwrap(), clip);
     }
 }

@@ -102,6 +102,32 @@ pub enum Algorithm {
     },
 }
 
+/// A sampler by name, for command lines and recipes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampler {
+    /// `EulerDiscreteScheduler`.
+    Euler,
+    /// `EulerAncestralDiscreteScheduler`.
+    EulerAncestral,
+    /// `DDIMScheduler`.
+    Ddim,
+    /// `LCMScheduler`.
+    Lcm,
+}
+
+impl Sampler {
+    /// With the settings that diffusers gives it in SDXL's pipelines.
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Euler => Algorithm::Euler,
+            Self::EulerAncestral => Algorithm::EulerAncestral,
+            Self::Ddim => Algorithm::Ddim { set_alpha_to_one: false, clip: None },
+            Self::Lcm => Algorithm::Lcm { original_inference_steps: 50, timestep_scaling: 10.0, clip: None },
+        }
+    }
+}
+
 impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

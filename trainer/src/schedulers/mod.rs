@@ -13,7 +13,7 @@ mod grid;
 mod noise;
 mod update;
 
-pub use config::{Algorithm, PredictionType, SchedulerConfig, SchedulerError, TimestepSpacing};
+pub use config::{Algorithm, PredictionType, Sampler, SchedulerConfig, SchedulerError, TimestepSpacing};
 pub use grid::{lcm_timesteps, leading_timesteps, linspace_timesteps, trailing_timesteps};
 pub use noise::{BetaSchedule, NoiseSchedule};
 pub use update::Update;

@@ -1,0 +1,110 @@
+//! The demo world's exam: held-out captions, judged by the probe.
+
+use std::ops::Range;
+use std::path::Path;
+
+use demo_world::scene::{Scene, Split, item_rng};
+use serde_json::{Value, json};
+use shards::ContentHash;
+use tch::{Device, Kind, Tensor};
+
+use super::exam::{Agreement, Exam, Features, Sight};
+use super::resize::centre;
+use crate::Result;
+use crate::pretrain::pictures;
+use crate::probe::questions::{accuracy, choices};
+use crate::probe::{Probe, SIDE};
+
+/// The side of the central patch whose texture is compared.
+const PATCH: i64 = SIDE / 2;
+/// Streams of random numbers for captions and for references.
+const CAPTIONS: u64 = 200;
+const REFERENCES: u64 = 201;
+/// Captions and references are the same in every evaluation.
+const SEED: u64 = 0;
+
+/// Captions with the scenes that they describe, and the probe.
+pub struct DemoExam {
+    scenes: Vec<Scene>,
+    captions: Vec<String>,
+    references: usize,
+    probe: Probe,
+    probe_hash: ContentHash,
+    device: Device,
+}
+
+impl DemoExam {
+    /// Draws captions by lot from what no training has shown.
+    pub fn open(probe: &Path, captions: u64, references: u64, device: Device) -> Result<Self> {
+        let (scenes, captions) = (0..captions)
+            .map(|item| {
+                let rng = &mut item_rng(SEED, CAPTIONS, item);
+                let scene = Scene::draw(Split::HeldOut, rng);
+                let caption = scene.caption(rng);
+                (scene, caption)
+            })
+            .unzip();
+        Ok(Self {
+            scenes,
+            captions,
+            references: references as usize,
+            probe: Probe::open(probe, device)?,
+            probe_hash: ContentHash::of_file(probe)?,
+            device,
+        })
+    }
+
+    /// The probe's features of pictures in [-1, 1], and its answers to all questions.
+    fn see(&self, pictures: &Tensor) -> (Features, Tensor) {
+        let pictures = pictures.to_device(self.device);
+        let seen = self.probe.look(&pictures);
+        let patch = self.probe.texture(&centre(&pictures, PATCH));
+        (Features { whole: seen.features, patch }, choices(&seen.logits))
+    }
+}
+
+impl Exam for DemoExam {
+    fn captions(&self) -> &[String] {
+        &self.captions
+    }
+
+    fn references(&self) -> usize {
+        self.references
+    }
+
+    fn reference_features(&self, items: Range<usize>) -> Result<Features> {
+        Ok(self.see(&references(items)).0)
+    }
+
+    fn look(&self, pictures: &Tensor, _items: Range<usize>) -> Result<Sight> {
+        let (features, choices) = self.see(&(pictures / 127.5 - 1.0));
+        Ok(Sight { features, agreement: choices.to_kind(Kind::Float) })
+    }
+
+    fn tally(&self, agreement: &Tensor) -> Agreement {
+        let found = accuracy(&agreement.to_kind(Kind::Int64), &self.scenes);
+        Agreement::Probe { captions: found.captions, attributes: found.things }
+    }
+
+    fn conditions(&self) -> Value {
+        json!({ "probe": self.probe_hash, "captions": self.captions, "references": self.references })
+    }
+}
+
+/// Scenes rendered in [-1, 1].
+fn references(items: Range<usize>) -> Tensor {
+    let view = demo_world::render::View::whole(SIDE as u32, SIDE as u32);
+    let scene = |item| Scene::draw(Split::HeldOut, &mut item_rng(SEED, REFERENCES, item as u64));
+    pictures(&items.map(|item| (scene(item), view)).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_a_function_of_their_number() {
+        assert_eq!(references(3..5).get(1), references(4..5).get(0));
+        assert_ne!(references(3..4), references(4..5));
+    }
+}
