@@ -180,7 +180,7 @@ fn a_latent_is_what_the_library_computes() {
     fs::write(world.manifest().join("model.toml"), recipe).unwrap();
     assert_ends(&world.encode(), 0, "8 samples encoded");
     let sample = &world.samples()[2];
-    let framed = pixels::fit_square(&image(80, 80, 2), 64, pixels::Anchor::CENTER);
+    let framed = pixels::fit(&image(80, 80, 2), 64, 64, pixels::Anchor::CENTER);
     let pixels = Tensor::from_slice(framed.image.rgb()).reshape([1, 64, 64, 3]).permute([0, 3, 1, 2]);
     let vae = AutoencoderKl::open(&world.manifest().join("model/vae"), Kind::Float, Device::Cpu).unwrap();
     let latent = vae.encode(&(pixels.to_kind(Kind::Float) / 127.5 - 1.0)).mean * 0.13025;

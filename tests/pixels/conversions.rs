@@ -1,7 +1,10 @@
 //! Fault 11: what a file holds becomes what Pillow makes of it.
 
 use image::ImageReader;
-use pixels::{Format, Image, Limits, decode, decode_luma, encode_jpeg, encode_png, probe};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use pixels::{
+    Anchor, Format, Image, Limits, decode, decode_luma, decode_picture, encode_jpeg, encode_png, fit, probe, sharpness,
+};
 
 use crate::{all, fixture, fixtures, format_of, psnr, scene};
 
@@ -112,6 +115,63 @@ fn jpegs_of_every_small_size_are_decoded_to_it() {
             assert!(psnr > 30.0, "{width} x {height}: {psnr:.1} dB");
         }
     }
+}
+
+/// Every kind of JPEG that the encoder at hand writes is as near to what was encoded as the `image` crate gets.
+#[test]
+fn every_sampling_scan_and_restart_is_decoded_as_well_as_others_do() {
+    use SamplingFactor::{F_1_1, F_1_2, F_2_1, F_2_2, F_4_1, F_4_2};
+    let image = scene(203, 139, 17);
+    for (sampling, progressive, restart, optimized) in [F_1_1, F_2_1, F_1_2, F_2_2, F_4_1, F_4_2]
+        .into_iter()
+        .flat_map(|sampling| [(false, 0), (false, 5), (true, 0), (true, 3)].map(|(p, r)| (sampling, p, r, r == 5)))
+    {
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes, 93);
+        encoder.set_sampling_factor(sampling);
+        encoder.set_progressive(progressive);
+        encoder.set_optimized_huffman_tables(optimized);
+        if restart > 0 {
+            encoder.set_restart_interval(restart);
+        }
+        encoder.encode(image.rgb(), 203, 139, ColorType::Rgb).unwrap();
+        let kind = format!("{sampling:?}, progressive {progressive}, restart {restart}");
+        let ours = decode(&bytes, &Limits::default()).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let theirs = image::load_from_memory(&bytes).unwrap().into_rgb8();
+        let (ours_is, theirs_is) = (psnr(ours.rgb(), image.rgb()), psnr(theirs.as_raw(), image.rgb()));
+        assert!(ours_is > theirs_is - 0.3 && ours_is > 33.0, "{kind}: {ours_is:.1} and {theirs_is:.1} dB");
+        let luma = decode_luma(&bytes, &Limits::default()).unwrap();
+        assert!(psnr(luma.samples(), ours.luma().samples()) > 45.0, "{kind}");
+    }
+}
+
+/// What is measured is the same whether colours are kept or not, and the square that comes straight from the planes
+/// is the one that comes over RGB.
+#[test]
+fn one_decode_gives_what_two_give() {
+    for (name, bytes) in all() {
+        let picture = decode_picture(&bytes, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let luma = decode_luma(&bytes, &Limits::default()).unwrap();
+        assert_eq!((picture.luma().width(), picture.luma().height()), (luma.width(), luma.height()), "{name}");
+        assert!(psnr(picture.luma().samples(), luma.samples()) > 50.0, "{name}");
+        for side in [45, 96] {
+            let again = decode_picture(&bytes, &Limits::default()).unwrap();
+            let straight = decode(&again.square_jpeg(side, 95), &Limits::default()).unwrap();
+            assert_eq!((straight.width(), straight.height()), (side, side), "{name}");
+            let whole = decode(&bytes, &Limits::default()).unwrap();
+            let over_rgb = encode_jpeg(&fit(&whole, side, side, Anchor::CENTER).image, 95);
+            let over_rgb = decode(&over_rgb, &Limits::default()).unwrap();
+            let psnr = psnr(straight.rgb(), over_rgb.rgb());
+            assert!(psnr > 30.0, "{name} at {side}: {psnr:.1} dB");
+        }
+    }
+    let photograph = encode_jpeg(&scene(700, 500, 23), 90);
+    let picture = decode_picture(&photograph, &Limits::default()).unwrap();
+    assert_eq!(sharpness(picture.luma()), sharpness(&decode_luma(&photograph, &Limits::default()).unwrap()));
+    let straight = decode(&picture.square_jpeg(256, 95), &Limits::default()).unwrap();
+    let whole = decode(&photograph, &Limits::default()).unwrap();
+    let psnr = psnr(straight.rgb(), fit(&whole, 256, 256, Anchor::CENTER).image.rgb());
+    assert!(psnr > 36.0, "{psnr:.1} dB");
 }
 
 #[test]

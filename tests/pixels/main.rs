@@ -46,6 +46,11 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
 /// A photograph-like scene: bands of noise whose amplitude falls with their frequency, so that it
 /// looks alike at every scale, and a few hard edges.
 fn scene(width: u32, height: u32, seed: u64) -> Image {
+    bands(width, height, seed, |octave| 130.0 / f64::from(1 << octave).sqrt())
+}
+
+/// Bands of noise, each of twice the frequency of the one before and of the amplitude that is said.
+fn bands(width: u32, height: u32, seed: u64, amplitude: impl Fn(u32) -> f64 + Copy) -> Image {
     let hash = |x: i64, y: i64, octave: u32| {
         let mut z =
             seed ^ (x as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (y as u64).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
@@ -69,7 +74,7 @@ fn scene(width: u32, height: u32, seed: u64) -> Image {
             let texture: f64 = (0..10)
                 .map(|octave| {
                     let cells = f64::from(2_u32 << octave);
-                    noise(u * cells, v * cells, octave) * 130.0 / f64::from(1 << octave).sqrt()
+                    noise(u * cells, v * cells, octave) * amplitude(octave)
                 })
                 .sum();
             let edge = if (u * 7.0).fract() < 0.3 && (v * 5.0).fract() < 0.5 { 40.0 } else { 0.0 };

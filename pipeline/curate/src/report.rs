@@ -206,6 +206,6 @@ fn thumbnail(picture: &Picture, folder: &Path) -> Result<Vec<u8>> {
     let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };
     let decoded = image.and_then(|part| pixels::decode(&part.bytes, &limits).ok());
     Ok(decoded.map_or(Vec::new(), |image| {
-        pixels::encode_jpeg(&pixels::fit_square(&image, THUMBNAIL_SIDE, Anchor::CENTER).image, 80)
+        pixels::encode_jpeg(&pixels::fit(&image, THUMBNAIL_SIDE, THUMBNAIL_SIDE, Anchor::CENTER).image, 80)
     }))
 }

@@ -1,6 +1,6 @@
 //! Which rectangle of an image is encoded, and at which size.
 
-use pixels::{Filter, Framed, Image};
+use pixels::{Anchor, Framed, Image};
 use shards::ContentHash;
 
 use crate::manifest::{Crop, ModelManifest, Shape};
@@ -22,7 +22,7 @@ pub fn frame(image: &Image, key: &str, manifest: &ModelManifest) -> Framed {
         Crop::Center => 0.5,
         Crop::Random => fraction(key, manifest.encode.seed),
     };
-    fit(image, width, height, place)
+    pixels::fit(image, width, height, Anchor::new(place, place))
 }
 
 /// A number in [0, 1] that seed and key decide.
@@ -56,57 +56,9 @@ fn nearest_bucket(width: u32, height: u32, resolution: u32) -> (u32, u32) {
     sizes.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).expect("the square is one of them")
 }
 
-/// Resizes (Lanczos) to the smallest size that covers `width` x `height` and cuts that rectangle, `place` of the way
-/// along the side that is longer.
-fn fit(image: &Image, width: u32, height: u32, place: f64) -> Framed {
-    let scale = (f64::from(width) / f64::from(image.width())).max(f64::from(height) / f64::from(image.height()));
-    let scaled = |length: u32, least: u32| ((f64::from(length) * scale).round() as u32).max(least);
-    let (full_width, full_height) = (scaled(image.width(), width), scaled(image.height(), height));
-    let resized = pixels::resize(image, full_width, full_height, Filter::Lanczos3);
-    let offset = |free: u32| (f64::from(free) * place).round() as u32;
-    let (left, top) = (offset(full_width - width), offset(full_height - height));
-    Framed {
-        image: crop(&resized, left, top, width, height),
-        original_size: (image.height(), image.width()),
-        crop_top_left: (top, left),
-        target_size: (height, width),
-    }
-}
-
-fn crop(image: &Image, left: u32, top: u32, width: u32, height: u32) -> Image {
-    let bytes = |pixels: u32| pixels as usize * 3;
-    let rows = image.rgb().chunks_exact(bytes(image.width())).skip(top as usize).take(height as usize);
-    let rgb = rows.flat_map(|row| &row[bytes(left)..bytes(left + width)]).copied().collect();
-    Image::new(width, height, rgb)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Each pixel says where it is.
-    fn map(width: u32, height: u32) -> Image {
-        let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7])).collect();
-        Image::new(width, height, rgb)
-    }
-
-    #[test]
-    fn squares_are_those_of_pixels() {
-        for (width, height) in [(90, 60), (60, 90), (64, 64), (1, 1), (37, 200)] {
-            let image = map(width, height);
-            for place in [0.0, 0.5, 0.9] {
-                let expected = pixels::fit_square(&image, 32, pixels::Anchor::new(place, place));
-                assert_eq!(fit(&image, 32, 32, place), expected, "{width}x{height} at {place}");
-            }
-        }
-    }
-
-    #[test]
-    fn rectangles_keep_the_scale_and_the_place() {
-        let framed = fit(&map(100, 40), 60, 40, 1.0);
-        assert_eq!((framed.crop_top_left, framed.target_size, framed.original_size), ((0, 40), (40, 60), (40, 100)));
-        assert_eq!(framed.image.rgb()[..3], [40, 0, 7]);
-    }
 
     #[test]
     fn buckets_of_sdxl_stay_within_its_area() {

@@ -24,6 +24,14 @@ pub(crate) fn rgb_to_srgb(rgb: &mut [u8], icc: &[u8]) {
     }
 }
 
+/// Whether a profile changes samples of this kind.
+pub(crate) fn converts(icc: &[u8], is_gray: bool) -> bool {
+    if is_gray {
+        return transform_to_srgb(icc, DataColorSpace::Gray, Layout::Gray).is_some();
+    }
+    transform_to_srgb(icc, DataColorSpace::Rgb, Layout::Rgb).is_some_and(|transform| !is_identity(&*transform))
+}
+
 /// Grey to RGB, by the profile's curve if there is a grey profile.
 pub(crate) fn gray_to_srgb(gray: &[u8], icc: Option<&[u8]>) -> Vec<u8> {
     let mut curve: [[u8; 3]; 256] = std::array::from_fn(|level| [level as u8; 3]);

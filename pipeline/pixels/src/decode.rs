@@ -8,9 +8,9 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::baseline::{self, Outcome};
 use crate::container::{self, Jpeg};
 use crate::format::{Opened, Orientation, Other, open};
+use crate::jpeg::{self, Outcome, Planes};
 use crate::{DecodeError, Format, Image, Limits, Luma, color};
 
 /// Scans of a progressive JPEG. Encoders write about 10; each more is a pass over the image.
@@ -35,8 +35,8 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 }
 
 /// Decodes to upright luma alone, with the same checks as [`decode`]: a file that one of them
-/// accepts, the other accepts. For a baseline YCbCr JPEG chroma is read over, not decoded, which
-/// takes about 0.4 of the time. ICC profiles are not applied.
+/// accepts, the other accepts. Of a YCbCr JPEG's chroma only the codes are read. ICC profiles are
+/// not applied.
 ///
 /// # Errors
 /// As [`decode`].
@@ -66,7 +66,7 @@ enum Profile {
 }
 
 /// Runs a decode; a panic inside becomes an error.
-fn caught<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+pub(crate) fn caught<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
     // Sound to assert: the closure holds only shared borrows, and what it built is dropped.
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
         let format = container::sniff(bytes)?;
@@ -74,7 +74,7 @@ fn caught<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, DecodeError>) -> R
     })
 }
 
-fn stored_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) {
+pub(crate) fn stored_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) {
     if orientation.swaps_sides() { (height, width) } else { (width, height) }
 }
 
@@ -82,8 +82,8 @@ fn stored_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) 
 fn jpeg_luma(jpeg: &Jpeg<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
     let mut decoder = jpeg_decoder(jpeg)?;
     match decoder.input_colorspace() {
-        Some(ColorSpace::YCbCr | ColorSpace::Luma) => match baseline::luma(jpeg) {
-            Outcome::Decoded(luma) => Ok(Some(luma)),
+        Some(ColorSpace::YCbCr | ColorSpace::Luma) => match jpeg::luma(jpeg) {
+            Outcome::Decoded(luma) => Ok(Some(luma.samples)),
             Outcome::Damaged => Err(damaged()),
             Outcome::NotThisCase => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
         },
@@ -92,12 +92,11 @@ fn jpeg_luma(jpeg: &Jpeg<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
 }
 
 fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
-    let mut decoder = jpeg_decoder(jpeg)?;
-    // The decoder shows a block row that ends early as grey.
-    if matches!(baseline::check(jpeg), Outcome::Damaged) {
-        return Err(damaged());
-    }
     let icc = if profile == Profile::Applied { jpeg.icc_profile() } else { None };
+    if let Some(planes) = jpeg_planes(jpeg)? {
+        return Ok(rgb_of(&planes, icc.as_deref()));
+    }
+    let mut decoder = jpeg_decoder(jpeg)?;
     match decoder.input_colorspace() {
         Some(space @ (ColorSpace::CMYK | ColorSpace::YCCK)) => {
             let mut samples = jpeg_samples(&mut decoder, space)?;
@@ -118,6 +117,31 @@ fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
             Ok(rgb)
         }
     }
+}
+
+/// The planes of a JPEG that is coded as luma and chroma, or as luma alone, in a way that
+/// [`jpeg`](crate::jpeg) knows. Data that is not whole is found in every JPEG that it knows, for
+/// the general decoder shows a block row that ends early as grey.
+pub(crate) fn jpeg_planes(jpeg: &Jpeg<'_>) -> Result<Option<Planes>, DecodeError> {
+    let has_luma = matches!(jpeg_decoder(jpeg)?.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma));
+    let read = if has_luma { jpeg::planes(jpeg) } else { jpeg::check(jpeg).without_planes() };
+    match read {
+        Outcome::Decoded(planes) => Ok(Some(planes)),
+        Outcome::Damaged => Err(damaged()),
+        Outcome::NotThisCase => Ok(None),
+    }
+}
+
+/// The colours of planes, by the profile if there is one.
+pub(crate) fn rgb_of(planes: &Planes, icc: Option<&[u8]>) -> Vec<u8> {
+    if planes.chroma.is_none() {
+        return color::gray_to_srgb(&planes.luma.samples, icc);
+    }
+    let mut rgb = planes.to_rgb();
+    if let Some(icc) = icc {
+        color::rgb_to_srgb(&mut rgb, icc);
+    }
+    rgb
 }
 
 fn damaged() -> DecodeError {
@@ -171,7 +195,7 @@ fn other_rgb(other: Other<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError>
 }
 
 /// Turns stored pixels of `N` samples upright.
-fn upright<const N: usize>(stored: Vec<u8>, width: usize, orientation: Orientation) -> Vec<u8> {
+pub(crate) fn upright<const N: usize>(stored: Vec<u8>, width: usize, orientation: Orientation) -> Vec<u8> {
     let height = stored.len() / N / width;
     let (pixels, _) = stored.as_chunks::<N>();
     // `source(x, y)` is where the upright pixel (x, y) is stored.

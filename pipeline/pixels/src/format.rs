@@ -86,7 +86,7 @@ impl Orientation {
     }
 
     /// The orientation in a TIFF block of EXIF; upright where it says none or nonsense.
-    fn from_tiff(tiff: &[u8]) -> Self {
+    pub(crate) fn from_tiff(tiff: &[u8]) -> Self {
         image::metadata::Orientation::from_exif_chunk(tiff).map_or(Self::UPRIGHT, Self)
     }
 }

@@ -1,10 +1,11 @@
 //! Resizing and cropping.
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
+use fast_image_resize::pixels::{U8, U8x3};
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::Image;
+use crate::jpeg::Plane;
 
 /// How samples are weighed when an image is resized. Both widen with the scale when they shrink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,16 +23,16 @@ pub struct Anchor {
     y: f64,
 }
 
-/// A square training image and what SDXL is told about its making (micro-conditioning).
+/// A training image and what SDXL is told about its making (micro-conditioning).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Framed {
-    /// The square image.
+    /// The image.
     pub image: Image,
     /// Height and width before resizing.
     pub original_size: (u32, u32),
     /// Top and left of the crop, in pixels of the resized image.
     pub crop_top_left: (u32, u32),
-    /// Height and width of the square.
+    /// Height and width of the image.
     pub target_size: (u32, u32),
 }
 
@@ -71,46 +72,77 @@ pub fn resize(image: &Image, width: u32, height: u32, filter: Filter) -> Image {
     Image::new(width, height, rgb)
 }
 
-/// Resizes so that the shorter side is `side` (Lanczos3), then cuts a square of that side.
+/// Resizes (Lanczos3) to the smallest size of the same shape that covers `width` x `height`, then cuts that rectangle
+/// at `anchor`.
 ///
 /// # Panics
-/// If `side` is 0.
+/// If a side is 0.
 #[must_use]
-pub fn fit_square(image: &Image, side: u32, anchor: Anchor) -> Framed {
-    let (width, height) = size_with_short_side(image.width(), image.height(), side);
-    let resized = resize(image, width, height, Filter::Lanczos3);
-    let play = |free: u32, fraction: f64| (f64::from(free) * fraction).round() as u32;
-    let (left, top) = (play(width - side, anchor.x), play(height - side, anchor.y));
+pub fn fit(image: &Image, width: u32, height: u32, anchor: Anchor) -> Framed {
+    let (full_width, full_height) = covering_size(image.width(), image.height(), width, height);
+    let resized = resize(image, full_width, full_height, Filter::Lanczos3);
+    let (left, top) = (offset(full_width - width, anchor.x), offset(full_height - height, anchor.y));
     Framed {
-        image: crop(&resized, left, top, side),
+        image: crop(resized, left, top, width, height),
         original_size: (image.height(), image.width()),
         crop_top_left: (top, left),
-        target_size: (side, side),
+        target_size: (height, width),
     }
 }
 
-/// The size of the same shape with its shorter side at `side`.
-pub(crate) fn size_with_short_side(width: u32, height: u32, side: u32) -> (u32, u32) {
-    let scale = f64::from(side) / f64::from(width.min(height));
-    let scaled = |length: u32| ((f64::from(length) * scale).round() as u32).max(side);
-    (scaled(width), scaled(height))
+/// The smallest size of the shape `width` x `height` that covers `to_width` x `to_height`.
+pub(crate) fn covering_size(width: u32, height: u32, to_width: u32, to_height: u32) -> (u32, u32) {
+    let scale = (f64::from(to_width) / f64::from(width)).max(f64::from(to_height) / f64::from(height));
+    let scaled = |length: u32, least: u32| ((f64::from(length) * scale).round() as u32).max(least);
+    (scaled(width, to_width), scaled(height, to_height))
 }
 
-fn crop(image: &Image, left: u32, top: u32, side: u32) -> Image {
-    if (image.width(), image.height()) == (side, side) {
-        return image.clone();
+/// Where a cut begins that has `free` pixels of play.
+pub(crate) fn offset(free: u32, fraction: f64) -> u32 {
+    (f64::from(free) * fraction).round() as u32
+}
+
+/// Cuts from a plane what shows the square in the middle of a picture that is resized to cover `side` x `side`, and
+/// resizes it (Lanczos3) to `to_side`. One sample of the plane lies beside `step` pixels of the picture, along and down.
+pub(crate) fn square_of_plane(
+    plane: &Plane,
+    step: (usize, usize),
+    picture: (u32, u32),
+    side: u32,
+    to_side: u32,
+) -> Plane {
+    let (width, height) = picture;
+    let (full_width, full_height) = covering_size(width, height, side, side);
+    // Along each side: where the cut begins and how long it is, in samples of the plane.
+    let part = |length: u32, full: u32, step: usize, samples: usize| {
+        let left = offset(full - side, Anchor::CENTER.x);
+        let scale = f64::from(length) / f64::from(full) / step as f64;
+        let (from, cut) = (f64::from(left) * scale, f64::from(side) * scale);
+        (from, cut.min(samples as f64 - from))
+    };
+    let (left, cut_width) = part(width, full_width, step.0, plane.width);
+    let (top, cut_height) = part(height, full_height, step.1, plane.height);
+    let source = TypedImageRef::<U8>::from_buffer(plane.width as u32, plane.height as u32, &plane.samples)
+        .expect("a plane holds one byte a sample");
+    let mut samples = vec![0; to_side as usize * to_side as usize];
+    let mut target =
+        TypedImage::<U8>::from_buffer(to_side, to_side, &mut samples).expect("allocated for one byte a sample");
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+        .crop(left, top, cut_width, cut_height);
+    Resizer::new().resize_typed(&source, &mut target, &options).expect("the cut lies within the plane");
+    Plane { width: to_side as usize, height: to_side as usize, samples }
+}
+
+fn crop(image: Image, left: u32, top: u32, width: u32, height: u32) -> Image {
+    if (image.width(), image.height()) == (width, height) {
+        return image;
     }
-    let row_bytes = image.width() as usize * 3;
-    let from = left as usize * 3;
-    let rgb = image
-        .rgb()
-        .chunks_exact(row_bytes)
-        .skip(top as usize)
-        .take(side as usize)
-        .flat_map(|row| &row[from..from + side as usize * 3])
-        .copied()
-        .collect();
-    Image::new(side, side, rgb)
+    let bytes = |pixels: u32| pixels as usize * 3;
+    let rows = image.rgb().chunks_exact(bytes(image.width())).skip(top as usize).take(height as usize);
+    let mut rgb = Vec::with_capacity(bytes(width) * height as usize);
+    rows.for_each(|row| rgb.extend_from_slice(&row[bytes(left)..bytes(left + width)]));
+    Image::new(width, height, rgb)
 }
 
 #[cfg(test)]
@@ -127,7 +159,7 @@ mod tests {
     fn a_square_is_cut_where_it_says() {
         let image = map(30, 20);
         for (anchor, left) in [(Anchor::new(0.0, 0.0), 0), (Anchor::CENTER, 5), (Anchor::new(1.0, 9.0), 10)] {
-            let framed = fit_square(&image, 20, anchor);
+            let framed = fit(&image, 20, 20, anchor);
             assert_eq!(framed.crop_top_left, (0, left));
             assert_eq!(framed.original_size, (20, 30));
             assert_eq!(framed.target_size, (20, 20));
@@ -137,9 +169,18 @@ mod tests {
     }
 
     #[test]
+    fn rectangles_keep_the_scale_and_the_place() {
+        let framed = fit(&map(100, 40), 60, 40, Anchor::new(1.0, 1.0));
+        assert_eq!((framed.crop_top_left, framed.target_size, framed.original_size), ((0, 40), (40, 60), (40, 100)));
+        assert_eq!(framed.image.rgb()[..3], [40, 0, 7]);
+        let halved = fit(&map(200, 80), 60, 40, Anchor::new(0.0, 0.5));
+        assert_eq!((halved.crop_top_left, halved.image.width(), halved.image.height()), ((0, 0), 60, 40));
+    }
+
+    #[test]
     fn the_short_side_is_met_exactly_for_every_shape() {
         for (width, height) in [(1, 1), (1, 999), (1023, 1024), (4000, 1333), (7, 4001)] {
-            let (w, h) = size_with_short_side(width, height, 512);
+            let (w, h) = covering_size(width, height, 512, 512);
             assert_eq!(w.min(h), 512, "{width} x {height}");
             assert_eq!(width < height, w < h || w == h && width != height, "{width} x {height} became {w} x {h}");
         }

@@ -24,7 +24,6 @@
 #![forbid(unsafe_code)]
 
 mod area;
-mod baseline;
 mod color;
 mod container;
 mod decode;
@@ -32,7 +31,9 @@ mod encode;
 mod error;
 mod format;
 mod geometry;
+mod jpeg;
 mod perceptual;
+mod picture;
 mod raster;
 mod sharpness;
 
@@ -40,7 +41,8 @@ pub use decode::{decode, decode_luma};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::DecodeError;
 pub use format::{Format, Header, Limits, Orientation, probe};
-pub use geometry::{Anchor, Filter, Framed, fit_square, resize};
+pub use geometry::{Anchor, Filter, Framed, fit, resize};
 pub use perceptual::{PerceptualHash, perceptual_hash};
+pub use picture::{Picture, decode_picture};
 pub use raster::{Image, Luma};
 pub use sharpness::{SHARPNESS_VERSION, Sharpness, sharpness};

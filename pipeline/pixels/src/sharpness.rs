@@ -11,7 +11,7 @@
 
 use crate::Luma;
 use crate::area::{Plane, shrink};
-use crate::geometry::size_with_short_side;
+use crate::geometry::covering_size;
 
 /// The version of the measure. Scores of different versions are not comparable, and it is stored
 /// beside them.
@@ -70,7 +70,7 @@ fn at_short_side<T: Copy + Into<f32>>(samples: &[T], (width, height): (usize, us
     if width.min(height) <= side {
         return Plane { width, height, samples: samples.iter().map(|&s| s.into()).collect() };
     }
-    let (to_width, to_height) = size_with_short_side(width as u32, height as u32, side as u32);
+    let (to_width, to_height) = covering_size(width as u32, height as u32, side as u32, side as u32);
     shrink(samples, (width, height), (to_width as usize, to_height as usize))
 }
 

@@ -1,0 +1,174 @@
+//! The bits of entropy-coded data: the byte stuffing is taken out first, so that 64 bits can be
+//! loaded at once from anywhere.
+
+use super::huffman::Code;
+
+/// Bits from the highest down, loaded eight bytes at a time.
+pub(super) struct Bits<'a> {
+    bytes: &'a [u8],
+    /// Where the next load begins.
+    next: usize,
+    /// Where this segment ends.
+    end: usize,
+    buffer: u64,
+    /// Bits of the buffer that count as loaded.
+    count: u32,
+}
+
+impl<'a> Bits<'a> {
+    pub(super) const fn new(bytes: &'a [u8], start: usize, end: usize) -> Self {
+        Self { bytes, next: start, end, buffer: 0, count: 0 }
+    }
+
+    /// The bits ahead, the next one highest.
+    #[inline(always)]
+    pub(super) const fn ahead(&self) -> u64 {
+        self.buffer
+    }
+
+    /// Makes at least 56 bits available; past the end of all bytes they are 0.
+    #[inline(always)]
+    pub(super) fn refill(&mut self) {
+        let load = self
+            .bytes
+            .get(self.next..self.next + 8)
+            .map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().expect("eight bytes")));
+        self.buffer |= load >> self.count;
+        self.next += (63 - self.count as usize) >> 3;
+        self.count |= 56;
+    }
+
+    /// Takes a code and its value off the head, and returns the value: of `n` bits, those that
+    /// begin with 0 stand for the negative numbers from `1 - 2^n` up.
+    #[inline(always)]
+    pub(super) fn take(&mut self, code: Code) -> i32 {
+        let value = self.take_plain(code);
+        let is_negative = value < (1 << code.value_bits() >> 1);
+        if is_negative { value + 1 - (1 << code.value_bits()) } else { value }
+    }
+
+    /// Takes a code and the bits behind it off the head, and returns these as they are.
+    #[inline(always)]
+    pub(super) fn take_plain(&mut self, code: Code) -> i32 {
+        let value = (self.buffer << code.bits() >> 1 >> (63 - code.value_bits())) as i32;
+        self.buffer <<= code.all_bits();
+        self.count -= code.all_bits();
+        value
+    }
+
+    /// Takes one bit, loading more where there is none.
+    #[inline(always)]
+    pub(super) fn take_bit(&mut self) -> bool {
+        if self.count == 0 {
+            self.refill();
+        }
+        let bit = self.buffer >> 63 != 0;
+        self.buffer <<= 1;
+        self.count -= 1;
+        bit
+    }
+
+    /// How many bits of the segment are left, `None` if more were taken than it has.
+    fn left(&self) -> Option<usize> {
+        (self.end * 8 + self.count as usize).checked_sub(self.next * 8)
+    }
+
+    pub(super) fn in_bounds(&self) -> Option<()> {
+        self.left().map(drop)
+    }
+
+    /// The segment was read to its end, but for the bits that fill the last byte.
+    pub(super) fn finish(&self) -> Option<()> {
+        self.left().filter(|&left| left < 8).map(drop)
+    }
+}
+
+/// Entropy-coded data without its byte stuffing.
+pub(super) struct Entropy {
+    bytes: Vec<u8>,
+    /// Start and end of what lies between restart markers.
+    segments: Vec<(usize, usize)>,
+    /// The coded bytes, stuffing and restart markers included.
+    pub(super) coded_bytes: usize,
+    /// The marker that ended it.
+    pub(super) marker: u8,
+}
+
+impl Entropy {
+    /// Reads up to the next marker that is no restart; `None` if there is none, or if restart
+    /// markers come out of turn.
+    pub(super) fn read(coded: &[u8]) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(coded.len() + 8);
+        let mut segments = Vec::new();
+        let (mut rest, mut start) = (coded, 0);
+        loop {
+            let at = memchr::memchr(0xFF, rest)?;
+            let (plain, marked) = rest.split_at(at);
+            bytes.extend_from_slice(plain);
+            let marker = *marked.get(1)?;
+            match marker {
+                // Fill before a marker.
+                0xFF => rest = &marked[1..],
+                0x00 => {
+                    bytes.push(0xFF);
+                    rest = &marked[2..];
+                }
+                0xD0..=0xD7 if usize::from(marker & 7) == segments.len() % 8 => {
+                    segments.push((start, bytes.len()));
+                    start = bytes.len();
+                    rest = &marked[2..];
+                }
+                0xD0..=0xD7 => return None,
+                _ => {
+                    segments.push((start, bytes.len()));
+                    bytes.extend_from_slice(&[0; 8]);
+                    return Some(Self { bytes, segments, coded_bytes: coded.len() - marked.len(), marker });
+                }
+            }
+        }
+    }
+
+    /// The segments between restart markers; `None` if they are not `count`.
+    pub(super) fn segments(&self, count: usize) -> Option<impl Iterator<Item = Bits<'_>>> {
+        let bits = |&(start, end): &(usize, usize)| Bits::new(&self.bytes, start, end);
+        (self.segments.len() == count).then(|| self.segments.iter().map(bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_extended_as_the_standard_says() {
+        // ITU T.81, table F.1: of 3 bits, 000 is -7, 011 is -4, 100 is 4, 111 is 7.
+        for (pattern, value) in [(0b000_u64, -7), (0b011, -4), (0b100, 4), (0b111, 7)] {
+            let mut bits = Bits::new(&[], 0, 0);
+            (bits.buffer, bits.count) = (pattern << 59, 56);
+            assert_eq!(bits.take(Code::new(2, 0, 3)), value);
+            assert_eq!(bits.count, 51);
+        }
+    }
+
+    #[test]
+    fn single_bits_come_in_order_across_loads() {
+        let bytes: Vec<u8> = (0..40).map(|i: u8| i.wrapping_mul(73)).collect();
+        let mut bits = Bits::new(&bytes, 0, 32);
+        for at in 0..32 * 8 {
+            assert_eq!(bits.take_bit(), bytes[at / 8] >> (7 - at % 8) & 1 == 1, "bit {at}");
+        }
+        assert!(bits.finish().is_some());
+        bits.take_bit();
+        assert!(bits.in_bounds().is_none());
+    }
+
+    #[test]
+    fn stuffing_and_restarts_are_taken_out_up_to_the_next_marker() {
+        let coded = [1, 0xFF, 0, 2, 0xFF, 0xD0, 3, 0xFF, 0xFF, 0xC4, 9];
+        let entropy = Entropy::read(&coded).unwrap();
+        assert_eq!((&entropy.bytes[..4], &entropy.segments[..]), (&[1, 0xFF, 2, 3][..], &[(0, 3), (3, 4)][..]));
+        assert_eq!((entropy.marker, entropy.coded_bytes), (0xC4, 8));
+        assert!(Entropy::read(&[1, 0xFF, 0xD1, 2, 0xFF, 0xD9]).is_none(), "a restart out of turn");
+        assert!(Entropy::read(&[1, 2, 3]).is_none());
+    }
+}
