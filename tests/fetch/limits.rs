@@ -89,13 +89,14 @@ async fn a_tls_handshake_that_never_comes_is_a_connect_timeout() {
 async fn an_endless_body_is_dropped_just_past_the_cap() {
     let server = Server::start(|_, _, mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
-        while stream.write_all(&[b'x'; 16 << 10]).await.is_ok() {}
+        let flood = vec![b'x'; 1 << 20];
+        while stream.write_all(&flood).await.is_ok() {}
     })
     .await;
     let failure = get(config(), &server.url("/")).await.unwrap_err();
     assert_eq!(failure.class, TooLarge);
     let read: u64 = failure.detail.split(' ').next().unwrap().parse().unwrap();
-    assert!(((1 << 20) + 1..=(1 << 20) + (512 << 10)).contains(&read), "{read} bytes were read");
+    assert!(((1 << 20) + 1..=(1 << 20) + (64 << 10)).contains(&read), "{read} bytes were read");
 }
 
 #[tokio::test]
@@ -108,6 +109,40 @@ async fn an_announced_flood_is_refused_before_it_is_read() {
     let began = Instant::now();
     assert_eq!(class(config(), &server.url("/")).await, TooLarge);
     assert!(began.elapsed() < Duration::from_millis(190), "it was not waited for: {:?}", began.elapsed());
+}
+
+/// Fault 2 and I3: bodies that are held, here by the test and in `curate` by images that wait for a core, take
+/// from one budget. Whoever finds it empty waits, and that time is not the server's.
+#[tokio::test]
+async fn bodies_in_flight_stay_within_the_budget() {
+    for head in ["Content-Length: 1048576\r\n", ""] {
+        let body = [format!("HTTP/1.1 200 OK\r\n{head}\r\n").into_bytes(), vec![7; 1 << 20]].concat();
+        let server = Server::saying(body).await;
+        let mut config = config();
+        config.bytes.max_in_flight = 2 << 20;
+        let total = config.timeouts.total;
+        let fetcher = fetch::Fetcher::new(config).unwrap();
+        let fetched = |n: usize| {
+            let (fetcher, url) = (fetcher.clone(), server.url(&format!("/{n}")));
+            async move { fetcher.get(&url).await.unwrap().unwrap() }
+        };
+        let (first, second) = (fetched(0).await, fetched(1).await);
+        let mut third = Box::pin(fetched(2));
+        let waiting = tokio::time::timeout(2 * total, &mut third).await;
+        assert!(waiting.is_err(), "the budget is used up");
+        assert_eq!(server.connections(), 3, "it waits for memory, not for a turn");
+        drop(first.body.clone());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), &mut third).await.is_err(),
+            "a clone gives nothing back"
+        );
+        drop(first);
+        assert_eq!(third.await.body.len(), second.body.len());
+    }
+    let mut config = config();
+    config.bytes.max_in_flight = 2 * config.bytes.max_body - 1;
+    let refused = fetch::Fetcher::new(config).unwrap_err();
+    assert!(refused.to_string().contains("max_in_flight"), "{refused}");
 }
 
 #[tokio::test]

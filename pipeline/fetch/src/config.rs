@@ -52,8 +52,12 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteLimits {
     /// Most bytes of a body, as sent and again once content codings are undone. No more than that
-    /// is kept, and a transfer is dropped at the first read past it (a read is at most 408 KiB).
+    /// is kept, and a transfer is dropped at the first read past it, 64 KiB past it at most.
     pub max_body: u64,
+    /// Most bytes of bodies held at once, from the first byte until the body is dropped; at least
+    /// twice `max_body`. A body reserves what it was announced with, or `max_body` if it was not,
+    /// and a coded one `max_body` more.
+    pub max_in_flight: u64,
     /// Slowest body, in bytes a second, judged over `speed_window`; 0 for none.
     pub min_speed: u64,
     /// Over which time the speed is judged.
@@ -99,6 +103,14 @@ pub enum ConfigError {
     /// A value that must not be 0 is.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// One body could take more than all may.
+    #[error("bytes.max_in_flight is {in_flight}, and must be at least twice bytes.max_body, {body}")]
+    InFlight {
+        /// [`ByteLimits::max_in_flight`].
+        in_flight: u64,
+        /// [`ByteLimits::max_body`].
+        body: u64,
+    },
     /// The HTTP client could not be built, for want of trusted certificates for example.
     #[error("the HTTP client could not be built: {0}")]
     Client(String),
@@ -117,7 +129,12 @@ impl FetchConfig {
                 read: Duration::from_secs(10),
                 total: Duration::from_secs(60),
             },
-            bytes: ByteLimits { max_body: 64 << 20, min_speed: 2_000, speed_window: Duration::from_secs(10) },
+            bytes: ByteLimits {
+                max_body: 64 << 20,
+                max_in_flight: 512 << 20,
+                min_speed: 2_000,
+                speed_window: Duration::from_secs(10),
+            },
             max_redirects: 5,
             concurrency: 256,
             per_host: 8,
@@ -157,6 +174,9 @@ impl FetchConfig {
             if zero {
                 return Err(ConfigError::Zero(name));
             }
+        }
+        if self.bytes.max_in_flight / 2 < self.bytes.max_body {
+            return Err(ConfigError::InFlight { in_flight: self.bytes.max_in_flight, body: self.bytes.max_body });
         }
         let product = self.user_agent.split(['/', ' ']).next().unwrap_or_default();
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);

@@ -1,6 +1,5 @@
 //! The fetcher: attempts, hops, one exchange.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
@@ -8,25 +7,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode};
-use rustls::pki_types::CertificateDer;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use hyper_util::client::legacy::connect::HttpInfo;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::{Host, Url};
 
 use crate::breaker::{Breaker, Layer};
+use crate::budget::{Budget, Reserved};
+use crate::client::{Clients, ConnectTimedOut, SendError};
 use crate::config::ConfigError;
-use crate::dns::{DnsCache, GuardedResolver, Lookup, ResolveError, SystemLookup};
+use crate::dns::{DnsCache, Lookup, ResolveError, SystemLookup};
 use crate::hosts::{HeldTooLong, Hosts};
 use crate::retry::{backoff, parse_retry_after};
 use crate::{AllowList, ByteLimits, Failure, FailureClass, FetchConfig, Outage, body, robots};
-
-/// What is asked for: the formats that are decoded before any other, so that a server that offers
-/// AVIF to browsers sends something older.
-const ACCEPTED: HeaderValue =
-    HeaderValue::from_static("image/jpeg,image/png,image/webp,image/gif,image/*;q=0.5,*/*;q=0.1");
-/// How long an idle connection is kept.
-const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
 /// A URL's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +47,7 @@ struct Shared {
     product: String,
     clients: Clients,
     hosts: Hosts,
+    budget: Budget,
     breaker: Arc<Breaker>,
 }
 
@@ -73,7 +70,8 @@ impl Fetcher {
         let dns = Arc::new(DnsCache::new(lookup, breaker.clone(), config.dns_ttl));
         let clients = Clients::new(&config, &dns)?;
         let hosts = Hosts::new(config.concurrency, config.per_host, config.retry.retry_after_cap);
-        Ok(Self(Arc::new(Shared { config, product, clients, hosts, breaker })))
+        let budget = Budget::new(config.bytes.max_in_flight);
+        Ok(Self(Arc::new(Shared { config, product, clients, hosts, budget, breaker })))
     }
 
     /// Fetches one URL, waiting for its turn. Call it as often as you like at once: the limits
@@ -121,14 +119,15 @@ struct Answer {
 /// What an exchange of one hop led to.
 enum Hop {
     Redirected(Target),
-    Answered(Answer),
+    /// With a body to be read.
+    Answered(Response<Incoming>),
 }
 
 impl Shared {
     /// Follows a URL through its redirects.
     async fn attempt(&self, url: &str) -> Result<Answer, Trouble> {
         let mut target = Target::parse(url, &self.config.allow)?;
-        // Time spent on the network. Waiting for a turn is not the server's doing.
+        // Time spent on the network. Waiting for a turn or for memory is not the server's doing.
         let mut spent = Duration::ZERO;
         for _ in 0..=self.config.max_redirects {
             let turn = self.hosts.enter(&target.host).await.map_err(|HeldTooLong(remaining)| Trouble {
@@ -136,16 +135,21 @@ impl Shared {
                 ..target
                     .trouble(FailureClass::RateLimited, format!("the host asked for {} s more", remaining.as_secs()))
             })?;
-            let left = self.config.timeouts.total.saturating_sub(spent);
+            let total = self.config.timeouts.total;
+            let too_long = || target.trouble(FailureClass::TotalTimeout, format!("over {total:?}"));
             let began = Instant::now();
-            let hop = timeout(left, self.exchange(&target)).await.unwrap_or_else(|_| {
-                Err(target.trouble(FailureClass::TotalTimeout, format!("over {:?}", self.config.timeouts.total)))
-            })?;
+            let hop = timeout(total.saturating_sub(spent), self.exchange(&target)).await.map_err(|_| too_long())??;
             spent += began.elapsed();
-            drop(turn);
             match hop {
-                Hop::Answered(answer) => return Ok(answer),
-                Hop::Redirected(next) => target = next,
+                Hop::Answered(response) => {
+                    let reserved = self.budget.reserve(self.most_bytes_of(&response)).await;
+                    let answer = self.answer(&target, response, reserved);
+                    return timeout(total.saturating_sub(spent), answer).await.map_err(|_| too_long())?;
+                }
+                Hop::Redirected(next) => {
+                    drop(turn);
+                    target = next;
+                }
             }
         }
         Err(target.trouble(FailureClass::TooManyRedirects, format!("over {}", self.config.max_redirects)))
@@ -153,8 +157,7 @@ impl Shared {
 
     /// One request and its answer.
     async fn exchange(&self, target: &Target) -> Result<Hop, Trouble> {
-        let request = self.clients.of_port(target.port).get(target.url.clone());
-        let sent = timeout(self.config.timeouts.first_byte, request.send()).await;
+        let sent = timeout(self.config.timeouts.first_byte, self.clients.get(&target.url, target.port)).await;
         let response = match sent {
             Err(_) => {
                 let detail = format!("no answer within {:?}", self.config.timeouts.first_byte);
@@ -171,12 +174,13 @@ impl Shared {
         };
         self.breaker.succeeded(Layer::Connection);
         // The resolver let no other address through; this holds even if it ever did.
-        if let Some(address) = response.remote_addr().filter(|&address| !self.config.allow.permits(address)) {
+        let connected = response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr);
+        if let Some(address) = connected.filter(|&address| !self.config.allow.permits(address)) {
             return Err(target.trouble(FailureClass::BlockedIp, format!("connected to {address}")));
         }
         let status = response.status();
         match status.as_u16() {
-            200 | 203 => self.answer(target, response).await.map(Hop::Answered),
+            200 | 203 => self.admit(target, &response).map(|()| Hop::Answered(response)),
             301 | 302 | 303 | 307 | 308 => self.redirect(target, &response).map(Hop::Redirected),
             _ => Err(Trouble {
                 status: Some(status),
@@ -187,7 +191,7 @@ impl Shared {
         .map_err(|trouble| Trouble { status: Some(status), ..trouble })
     }
 
-    fn redirect(&self, target: &Target, response: &Response) -> Result<Target, Trouble> {
+    fn redirect(&self, target: &Target, response: &Response<Incoming>) -> Result<Target, Trouble> {
         let bad = |detail: &str| target.trouble(FailureClass::BadRedirect, detail.to_owned());
         let location = response.headers().get(LOCATION).ok_or_else(|| bad("no Location"))?;
         let location = std::str::from_utf8(location.as_bytes()).map_err(|_| bad("Location is not UTF-8"))?;
@@ -195,61 +199,85 @@ impl Shared {
         Target::new(url, &self.config.allow)
     }
 
-    async fn answer(&self, target: &Target, response: Response) -> Result<Answer, Trouble> {
-        let headers = response.headers().clone();
+    /// Whether the body of a response is wanted, as far as its headers tell.
+    fn admit(&self, target: &Target, response: &Response<Incoming>) -> Result<(), Trouble> {
         if self.config.honour_opt_outs
-            && let Some(directive) = robots::opt_out(&headers, &self.product)
+            && let Some(directive) = robots::opt_out(response.headers(), &self.product)
         {
             return Err(target.trouble(FailureClass::OptedOut, format!("X-Robots-Tag: {directive}")));
         }
+        match response.body().size_hint().exact() {
+            Some(announced) if announced > self.config.bytes.max_body => {
+                let (class, detail) = too_large(announced, &self.config.bytes);
+                Err(target.trouble(class, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The most bytes that a body can take, as sent and, if it is coded, once that is undone.
+    fn most_bytes_of(&self, response: &Response<Incoming>) -> u64 {
+        let most = self.config.bytes.max_body;
+        let sent = response.body().size_hint().exact().unwrap_or(most);
+        if response.headers().contains_key(CONTENT_ENCODING) { sent + most } else { sent }
+    }
+
+    async fn answer(
+        &self,
+        target: &Target,
+        response: Response<Incoming>,
+        reserved: Reserved,
+    ) -> Result<Answer, Trouble> {
+        let (head, body) = response.into_parts();
+        let headers = head.headers;
         let limits = &self.config.bytes;
-        let coded = read_body(response, limits, self.config.timeouts.read)
-            .await
-            .map_err(|(class, detail)| target.trouble(class, detail))?;
-        let body =
-            body::decoded(coded, &headers, limits.max_body).map_err(|(class, detail)| target.trouble(class, detail))?;
+        let failed = |(class, detail)| target.trouble(class, detail);
+        let coded = read_body(body, limits, self.config.timeouts.read).await.map_err(failed)?;
+        let body = body::decoded(coded, &headers, limits.max_body).map_err(failed)?;
         if body.is_empty() {
             return Err(target.trouble(FailureClass::EmptyBody, "no bytes".into()));
         }
         let content_type =
             headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        Ok(Answer { body: body.into(), url: target.url.clone(), content_type })
+        Ok(Answer { body: reserved.keep(body), url: target.url.clone(), content_type })
     }
 }
 
 /// Reads a body as it was sent, under the limits of size, stall and speed.
 async fn read_body(
-    mut response: Response,
+    mut incoming: Incoming,
     limits: &ByteLimits,
     read: Duration,
 ) -> Result<Vec<u8>, (FailureClass, String)> {
-    let too_large =
-        |bytes: u64| (FailureClass::TooLarge, format!("{bytes} bytes or more, of at most {}", limits.max_body));
-    let announced = response.content_length().unwrap_or(0);
-    if announced > limits.max_body {
-        return Err(too_large(announced));
-    }
-    // Memory follows what came, not what was announced.
-    let mut body = Vec::new();
+    // Memory follows what came; what was announced is reserved, and is no reason to touch it.
+    let mut body = Vec::with_capacity(incoming.size_hint().exact().unwrap_or(0).min(limits.max_body) as usize);
     let mut window = SpeedWindow::new(limits);
     loop {
-        let chunk = match timeout_at((Instant::now() + read).min(window.end), response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| (class_of_body_error(&error), root_cause(&error)))?,
+        let frame = match timeout_at((Instant::now() + read).min(window.end), incoming.frame()).await {
+            Ok(frame) => frame.transpose().map_err(|error| (class_of_body_error(&error), root_cause(&error)))?,
             Err(_) if Instant::now() >= window.end => {
                 window.turn(0)?;
                 continue;
             }
             Err(_) => return Err((FailureClass::ReadTimeout, format!("nothing for {read:?}"))),
         };
-        let Some(chunk) = chunk else {
+        let Some(frame) = frame else {
             return Ok(body);
+        };
+        // Trailers say nothing about an image.
+        let Ok(chunk) = frame.into_data() else {
+            continue;
         };
         window.turn(chunk.len() as u64)?;
         if (body.len() + chunk.len()) as u64 > limits.max_body {
-            return Err(too_large((body.len() + chunk.len()) as u64));
+            return Err(too_large((body.len() + chunk.len()) as u64, limits));
         }
         body.extend_from_slice(&chunk);
     }
+}
+
+fn too_large(bytes: u64, limits: &ByteLimits) -> (FailureClass, String) {
+    (FailureClass::TooLarge, format!("{bytes} bytes or more, of at most {}", limits.max_body))
 }
 
 /// Judges the speed of a body over one stretch of time after another.
@@ -385,7 +413,11 @@ fn class_of_status(status: StatusCode, headers: &HeaderMap) -> FailureClass {
 }
 
 /// The class of an error between the request and the response's headers.
-fn class_of_send_error(error: &reqwest::Error) -> FailureClass {
+fn class_of_send_error(error: &SendError) -> FailureClass {
+    let error = match error {
+        SendError::Url(_) => return FailureClass::InvalidUrl,
+        SendError::Exchange(error) => error,
+    };
     if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<ResolveError>()) {
         return match error {
             ResolveError::NotFound(_) => FailureClass::Dns,
@@ -395,21 +427,24 @@ fn class_of_send_error(error: &reqwest::Error) -> FailureClass {
     }
     if causes(error).any(|cause| cause.is::<rustls::Error>()) {
         FailureClass::Tls
-    } else if error.is_connect() && error.is_timeout() {
+    } else if error.is_connect() && causes(error).any(is_timeout) {
         FailureClass::ConnectTimeout
     } else if error.is_connect() {
         FailureClass::Connect
     } else if causes(error).any(is_cut_off) {
         FailureClass::Truncated
-    } else if error.is_builder() {
-        FailureClass::InvalidUrl
     } else {
         FailureClass::Protocol
     }
 }
 
+fn is_timeout(cause: &(dyn Error + 'static)) -> bool {
+    cause.is::<ConnectTimedOut>()
+        || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
 /// The class of an error while the body was read.
-fn class_of_body_error(error: &reqwest::Error) -> FailureClass {
+fn class_of_body_error(error: &hyper::Error) -> FailureClass {
     if causes(error).any(is_cut_off) { FailureClass::Truncated } else { FailureClass::Protocol }
 }
 
@@ -432,69 +467,4 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().unwrap_or(error).to_string()
-}
-
-/// The HTTP clients: one for each port that the allow list names, whose resolver admits what is
-/// allowed on that port, and one for all other ports. A resolver is told a name but no port, and
-/// so cannot be shared.
-#[derive(Debug)]
-struct Clients {
-    of_port: BTreeMap<u16, Client>,
-    of_others: Client,
-}
-
-impl Clients {
-    fn new(config: &FetchConfig, dns: &Arc<DnsCache>) -> Result<Self, ConfigError> {
-        let allow = Arc::new(config.allow.clone());
-        let tls = tls(config)?;
-        let client = |port: Option<u16>| {
-            let resolver = GuardedResolver { cache: dns.clone(), allow: allow.clone(), port };
-            client(config, tls.clone(), resolver).map_err(|error| ConfigError::Client(root_cause(&error)))
-        };
-        Ok(Self {
-            of_port: config.allow.ports().map(|port| Ok((port, client(Some(port))?))).collect::<Result<_, _>>()?,
-            of_others: client(None)?,
-        })
-    }
-
-    fn of_port(&self, port: u16) -> &Client {
-        self.of_port.get(&port).unwrap_or(&self.of_others)
-    }
-}
-
-fn client(config: &FetchConfig, tls: rustls::ClientConfig, resolver: GuardedResolver) -> reqwest::Result<Client> {
-    let headers = [(ACCEPT, ACCEPTED), (ACCEPT_ENCODING, HeaderValue::from_static("identity"))];
-    Client::builder()
-        .user_agent(&config.user_agent)
-        .default_headers(HeaderMap::from_iter(headers))
-        .tls_backend_preconfigured(tls)
-        .dns_resolver(resolver)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .no_gzip()
-        .no_brotli()
-        .no_zstd()
-        .no_deflate()
-        .http1_only()
-        .connect_timeout(config.timeouts.connect)
-        .pool_max_idle_per_host(config.per_host)
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .build()
-}
-
-/// TLS by the platform's trusted authorities, without touching the process-wide provider.
-fn tls(config: &FetchConfig) -> Result<rustls::ClientConfig, ConfigError> {
-    let refused = |error: rustls::Error| ConfigError::Client(error.to_string());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots = config.extra_roots.iter().map(|root| CertificateDer::from(root.clone()));
-    let verifier =
-        rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider.clone()).map_err(refused)?;
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(refused)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
 }

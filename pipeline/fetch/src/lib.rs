@@ -19,6 +19,8 @@
 mod address;
 mod body;
 mod breaker;
+mod budget;
+mod client;
 mod config;
 mod dns;
 mod failure;

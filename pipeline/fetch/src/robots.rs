@@ -1,6 +1,6 @@
 //! `X-Robots-Tag`: who does not want an image to be used.
 
-use reqwest::header::HeaderMap;
+use hyper::header::HeaderMap;
 
 /// The directives that opt an image out.
 const OPT_OUTS: [&str; 5] = ["noai", "noimageai", "noindex", "noimageindex", "none"];
@@ -34,7 +34,7 @@ pub(crate) fn opt_out(headers: &HeaderMap, product: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
+    use hyper::header::HeaderValue;
 
     use super::*;
 
