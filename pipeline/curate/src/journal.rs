@@ -7,31 +7,33 @@
 //! The journal is a folder of append-only segments. A segment is a sequence of frames:
 //!
 //! ```text
-//! magic "sdj1" | length of record, u32 LE | length of file, u64 LE | SHA-256 of record and file | record, JSON | file
+//! magic "sdj2" | length of record, u32 LE | length of file, u64 LE | check | record, JSON | file
 //! ```
 //!
-//! A frame that is cut short or does not match its hash ends its segment: what follows was never promised.
+//! `check` is the SHA-256 of record and of the file's SHA-256, which most files have been given already. A frame
+//! that is cut short or does not match it ends its segment: what follows was never promised.
 //! Nothing is flushed to disk here; a power loss costs answers, which are then asked for again, and never
 //! lets a wrong one through.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
-use shards::Error as StorageError;
 use shards::atomic::create_folder;
 use shards::hash::HashingWriter;
+use shards::{ContentHash, Error as StorageError};
 
 use crate::error::{Error, Result};
+use crate::measure::File;
 use crate::record::Record;
 use crate::row::RowId;
 
-const MAGIC: [u8; 4] = *b"sdj1";
+const MAGIC: [u8; 4] = *b"sdj2";
 const HEAD: usize = 4 + 4 + 8 + 32;
 /// A segment is closed when it is longer than this, and deleted when all of it is in published shards.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -60,7 +62,7 @@ struct Segments {
 
 #[derive(Debug)]
 struct Segment {
-    file: Arc<File>,
+    file: Arc<fs::File>,
     length: u64,
     /// Frames that are not yet in a published shard.
     live: u64,
@@ -90,7 +92,7 @@ impl Journal {
             if live == 0 {
                 fs::remove_file(&path).map_err(StorageError::io("remove", &path))?;
             } else {
-                let file = File::open(&path).map_err(StorageError::io("open", &path))?;
+                let file = fs::File::open(&path).map_err(StorageError::io("open", &path))?;
                 open.insert(number, Segment { file: Arc::new(file), length, live });
             }
         }
@@ -103,9 +105,10 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::Storage`] where the disk refuses; the frame is then not in the journal.
-    pub fn append(&self, record: &Record, file: &[u8]) -> Result<Location> {
+    pub fn append(&self, record: &Record, image: Option<&File<'_>>) -> Result<Location> {
         let record = serde_json::to_vec(record).expect("a record has a JSON form");
-        let head = head(&record, file);
+        let file = image.map_or(&[][..], |image| &image.bytes);
+        let head = head(&record, file.len(), image.map_or_else(|| ContentHash::of(&[]), |image| image.sha256));
         let mut segments = self.lock();
         let (number, segment) = self.writable(&mut segments)?;
         let location = Location {
@@ -181,7 +184,7 @@ impl Journal {
             Slot::Occupied(slot) => slot.into_mut(),
             Slot::Vacant(slot) => {
                 let path = segment_path(&self.folder, number);
-                let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+                let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path);
                 let file = Arc::new(file.map_err(StorageError::io("create", &path))?);
                 slot.insert(Segment { file, length: 0, live: 0 })
             }
@@ -195,13 +198,13 @@ impl Journal {
     }
 }
 
-fn head(record: &[u8], file: &[u8]) -> [u8; HEAD] {
+fn head(record: &[u8], file_len: usize, file: ContentHash) -> [u8; HEAD] {
     let mut head = [0; HEAD];
     head[..4].copy_from_slice(&MAGIC);
     head[4..8].copy_from_slice(&(record.len() as u32).to_le_bytes());
-    head[8..16].copy_from_slice(&(file.len() as u64).to_le_bytes());
+    head[8..16].copy_from_slice(&(file_len as u64).to_le_bytes());
     let mut hasher = HashingWriter::new(io::sink());
-    hasher.write_all(record).and_then(|()| hasher.write_all(file)).expect("a sink takes every byte");
+    hasher.write_all(record).and_then(|()| hasher.write_all(file.as_bytes())).expect("a sink takes every byte");
     head[16..].copy_from_slice(hasher.finish().1.as_bytes());
     head
 }
@@ -209,7 +212,7 @@ fn head(record: &[u8], file: &[u8]) -> [u8; HEAD] {
 /// Reads the frames of a segment up to the first that is not whole; returns where that is.
 fn replay(path: &Path, segment: u64, mut each: impl FnMut(Record, Location)) -> Result<u64> {
     let failed = || StorageError::io("read", path);
-    let file = File::open(path).map_err(failed())?;
+    let file = fs::File::open(path).map_err(failed())?;
     let size = file.metadata().map_err(failed())?.len();
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut offset = 0;
@@ -229,7 +232,7 @@ fn replay(path: &Path, segment: u64, mut each: impl FnMut(Record, Location)) -> 
         let mut record = vec![0; record_len as usize];
         let mut image = vec![0; file_len as usize];
         reader.read_exact(&mut record).and_then(|()| reader.read_exact(&mut image)).map_err(failed())?;
-        if head(&record, &image) != found {
+        if head(&record, image.len(), ContentHash::of(&image)) != found {
             return Ok(offset);
         }
         let record = parse(&record).map_err(|e| Error::inconsistent(path, e))?;
@@ -277,6 +280,10 @@ mod tests {
         Record { candidate, answer: Answer::None(Rejection::plain(Reason::Decode("corrupt"))) }
     }
 
+    fn append(journal: &Journal, row: u64, file: &[u8]) -> Location {
+        journal.append(&record(row), Some(&File { bytes: file.into(), sha256: ContentHash::of(file) })).unwrap()
+    }
+
     fn key(row: u64) -> RowId {
         RowId { source: 0, row }
     }
@@ -287,14 +294,14 @@ mod tests {
         let (journal, held) = Journal::open(dir.path(), None).unwrap();
         assert!(held.is_empty());
         for row in [5, 3, 4] {
-            let location = journal.append(&record(row), &[row as u8; 100]).unwrap();
+            let location = append(&journal, row, &[row as u8; 100]);
             assert_eq!(journal.read(location).unwrap(), (record(row), vec![row as u8; 100]));
         }
         drop(journal);
         let (journal, held) = Journal::open(dir.path(), Some(key(3))).unwrap();
         assert_eq!(held.keys().copied().collect::<Vec<_>>(), [key(4), key(5)]);
         assert_eq!(journal.read(held[&key(5)]).unwrap(), (record(5), vec![5; 100]));
-        let location = journal.append(&record(6), b"").unwrap();
+        let location = journal.append(&record(6), None).unwrap();
         assert_eq!(journal.read(location).unwrap(), (record(6), vec![]));
     }
 
@@ -304,7 +311,7 @@ mod tests {
         let (journal, _) = Journal::open(dir.path(), None).unwrap();
         let ends: Vec<u64> = (0..3)
             .map(|row| {
-                let location = journal.append(&record(row), &[7; 50]).unwrap();
+                let location = append(&journal, row, &[7; 50]);
                 location.offset + HEAD as u64 + u64::from(location.record_len) + location.file_len
             })
             .collect();
@@ -326,15 +333,15 @@ mod tests {
     fn a_segment_goes_when_all_of_it_is_published() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _) = Journal::open(dir.path(), None).unwrap();
-        journal.append(&record(1), b"x").unwrap();
-        journal.append(&record(2), b"x").unwrap();
+        append(&journal, 1, b"x");
+        append(&journal, 2, b"x");
         drop(journal);
         let (journal, held) = Journal::open(dir.path(), None).unwrap();
         journal.release(&[held[&key(1)]]).unwrap();
         assert_eq!(numbered_files(dir.path()).unwrap(), [0]);
         journal.release(&[held[&key(2)]]).unwrap();
         assert!(numbered_files(dir.path()).unwrap().is_empty());
-        journal.append(&record(3), b"x").unwrap();
+        append(&journal, 3, b"x");
         assert_eq!(numbered_files(dir.path()).unwrap(), [1], "numbers are not used twice");
     }
 }

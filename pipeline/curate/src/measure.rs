@@ -1,6 +1,8 @@
 //! Bytes to measures, and to the bytes that a sample will hold.
 
-use pixels::{Anchor, DecodeError, Sharpness};
+use std::borrow::Cow;
+
+use pixels::{DecodeError, Sharpness};
 use shards::ContentHash;
 
 use crate::reason::{self, Reason};
@@ -8,9 +10,18 @@ use crate::recipe::{ImageRules, Recipe, SharpnessRules, Store};
 use crate::record::{Answer, Measured, PixelMeasures, Rejection};
 use crate::row::Size;
 
+/// The image file of a sample.
+#[derive(Debug)]
+pub struct File<'a> {
+    /// Its bytes: those that were downloaded, or others.
+    pub bytes: Cow<'a, [u8]>,
+    /// Their hash.
+    pub sha256: ContentHash,
+}
+
 /// Decodes, measures and judges one download. Returns the answer, and the image file of the sample where no
 /// rule turned it down.
-pub fn measure(body: &[u8], recipe: &Recipe) -> (Answer, Option<Vec<u8>>) {
+pub fn measure<'a>(body: &'a [u8], recipe: &Recipe) -> (Answer, Option<File<'a>>) {
     match inspect(body, recipe) {
         Ok((measured, file)) => (Answer::Image(Box::new(measured)), file),
         Err(error) => {
@@ -20,7 +31,7 @@ pub fn measure(body: &[u8], recipe: &Recipe) -> (Answer, Option<Vec<u8>>) {
     }
 }
 
-fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), DecodeError> {
+fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File<'a>>), DecodeError> {
     let limits = recipe.image.limits(&recipe.fetch);
     let header = pixels::probe(body, &limits)?;
     let mut measured = Measured {
@@ -37,26 +48,29 @@ fn inspect(body: &[u8], recipe: &Recipe) -> Result<(Measured, Option<Vec<u8>>), 
     if measured.rejection.is_some() {
         return Ok((measured, None));
     }
-    let (luma, image) = match recipe.image.store {
-        Store::Original => (pixels::decode_luma(body, &limits)?, None),
-        Store::SquareJpeg { .. } => {
-            let image = pixels::decode(body, &limits)?;
-            (image.luma(), Some(image))
+    let file = match recipe.image.store {
+        Store::Original => {
+            measured.pixels = Some(pixel_measures(&pixels::decode_luma(body, &limits)?));
+            measured.rejection = judge(&measured, recipe).err();
+            File { bytes: body.into(), sha256: measured.sha256 }
+        }
+        Store::SquareJpeg { side, quality } => {
+            let picture = pixels::decode_picture(body, &limits)?;
+            measured.pixels = Some(pixel_measures(picture.luma()));
+            measured.rejection = judge(&measured, recipe).err();
+            if measured.rejection.is_some() {
+                return Ok((measured, None));
+            }
+            let encoded = picture.square_jpeg(side, quality);
+            File { sha256: ContentHash::of(&encoded), bytes: encoded.into() }
         }
     };
-    let sharpness = pixels::sharpness(&luma);
-    measured.pixels = Some(PixelMeasures { sharpness, perceptual_hash: pixels::perceptual_hash(&luma).0 });
-    measured.rejection = judge(&measured, recipe).err();
-    if measured.rejection.is_some() {
-        return Ok((measured, None));
-    }
-    let file = match (recipe.image.store, image) {
-        (Store::SquareJpeg { side, quality }, Some(image)) => {
-            pixels::encode_jpeg(&pixels::fit_square(&image, side, Anchor::CENTER).image, quality)
-        }
-        _ => body.to_vec(),
-    };
-    Ok((measured, Some(file)))
+    let is_wanted = measured.rejection.is_none();
+    Ok((measured, is_wanted.then_some(file)))
+}
+
+fn pixel_measures(luma: &pixels::Luma) -> PixelMeasures {
+    PixelMeasures { sharpness: pixels::sharpness(luma), perceptual_hash: pixels::perceptual_hash(luma).0 }
 }
 
 /// Holds what was measured so far against the recipe.

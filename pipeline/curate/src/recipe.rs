@@ -117,7 +117,7 @@ impl Bound {
 pub struct Fetch {
     /// Who asks, with a way to reach them.
     pub user_agent: String,
-    /// Rows in flight: requested, arriving or waiting for a core. Bounds memory.
+    /// Rows in flight: requested, arriving or waiting for a core.
     pub concurrency: usize,
     /// Requests at once to one host.
     pub per_host: usize,
@@ -133,6 +133,9 @@ pub struct Fetch {
     pub min_bytes_per_second: u64,
     /// Most bytes of a body, as sent and as decompressed.
     pub max_bytes: u64,
+    /// Most bytes of all bodies that are arriving, waiting for a core or being measured: what bounds memory,
+    /// beside the decoders' own, about 14 bytes for each of `image.max_pixels` on each core.
+    pub max_bytes_in_flight: u64,
     /// Most redirects.
     pub max_redirects: u32,
     /// Tries in all.
@@ -288,6 +291,7 @@ impl Fetch {
         config.timeouts.total = seconds(self.total_seconds);
         config.bytes.min_speed = self.min_bytes_per_second;
         config.bytes.max_body = self.max_bytes;
+        config.bytes.max_in_flight = self.max_bytes_in_flight;
         config.max_redirects = self.max_redirects;
         config.retry.attempts = self.attempts;
         config.retry.retry_after_cap = seconds(self.max_retry_after_seconds);
@@ -356,6 +360,7 @@ mod tests {
             (MINIMAL.replace("laion", "lion"), "lion"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nconcurrency = 0\n"), "fetch.concurrency"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\ntotal_seconds = -1\n"), "fetch.total_seconds"),
+            (MINIMAL.replace("[fetch]\n", "[fetch]\nmax_bytes_in_flight = 9999\n"), "fetch.max_bytes_in_flight"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nallow = [\"everything\"]\n"), "everything"),
             (MINIMAL.replace("test/1.0", ""), "user agent"),
             ("[fetch]\nuser_agent = \"x/1 (+y)\"\n".into(), "source"),

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::journal::{Journal, Location};
 use crate::ledger::{Entry, Ledger};
-use crate::measure::judge;
+use crate::measure::{File, judge};
 use crate::reason::{Reason, Stored};
 use crate::recipe::Recipe;
 use crate::record::{Answer, Record, Rejection, Verdict};
@@ -95,7 +95,7 @@ impl StoredRun {
                     while first_round.next_if(|entry| entry.record.candidate.key < key).is_some() {}
                     let stored = first_round.next_if(|entry| entry.record.candidate.key == key);
                     let (answer, file) = answer(later.remove(&key).or(stored), recipe, &mut files)?;
-                    let location = journal.append(&Record { candidate, answer }, &file)?;
+                    let location = journal.append(&Record { candidate, answer }, file.as_ref())?;
                     // Nobody listens any more where the run is stopping.
                     let _ = answered.send((key, location));
                 }
@@ -118,18 +118,21 @@ fn is_rule(part: &str) -> bool {
         || part.ends_with(": filter")
 }
 
-fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files) -> Result<(Answer, Vec<u8>)> {
+fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files) -> Result<(Answer, Option<File<'static>>)> {
     let Some(Entry { record, verdict }) = stored else {
-        return Ok((Answer::None(Rejection::plain(Reason::Stored(Stored::NeverAsked))), Vec::new()));
+        return Ok((Answer::None(Rejection::plain(Reason::Stored(Stored::NeverAsked))), None));
     };
     let mut measured = match record.answer {
         Answer::Image(measured) => measured,
-        none => return Ok((none, Vec::new())),
+        none => return Ok((none, None)),
     };
     measured.rejection = judge(&measured, recipe).err();
     let file = match verdict {
-        Verdict::Kept { shard, place } if measured.rejection.is_none() => files.read(shard, place)?,
-        _ => Vec::new(),
+        Verdict::Kept { shard, place } if measured.rejection.is_none() => {
+            let bytes = files.read(shard, place)?;
+            Some(File { sha256: ContentHash::of(&bytes), bytes: bytes.into() })
+        }
+        _ => None,
     };
     Ok((Answer::Image(measured), file))
 }

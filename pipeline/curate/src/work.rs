@@ -39,7 +39,7 @@ impl Worker {
     /// Works until the candidates end or the run is to stop. Of the candidates in flight at a stop, some are
     /// answered and the others are asked for again by the next run.
     ///
-    /// Each candidate in flight holds at most one downloaded body, so their number bounds memory.
+    /// What bodies take is bounded by the fetcher's budget: a body gives its part back when it is measured.
     pub async fn run(self, mut candidates: feed::Receiver<Candidate>) {
         let mut in_flight = JoinSet::new();
         let mut poll = tokio::time::interval(STOP_POLL);
@@ -77,14 +77,14 @@ impl Worker {
     }
 
     fn measure_and_store(self, candidate: Candidate, fetched: Result<Fetched, fetch::Failure>) {
-        let (answer, file) = match fetched {
-            Err(failure) => (Answer::None(failed(&failure)), None),
+        let (answer, file) = match &fetched {
+            Err(failure) => (Answer::None(failed(failure)), None),
             // A panic costs this image; what the closure borrows is not used by half afterwards.
             Ok(fetched) => catch_unwind(AssertUnwindSafe(|| measure(&fetched.body, &self.recipe)))
                 .unwrap_or_else(|_| (Answer::None(panicked()), None)),
         };
         let key = candidate.key;
-        match self.journal.append(&Record { candidate, answer }, file.as_deref().unwrap_or_default()) {
+        match self.journal.append(&Record { candidate, answer }, file.as_ref()) {
             // Nobody listens any more where the run is stopping; the answer is in the journal all the same.
             Ok(location) => drop(self.answered.send((key, location))),
             Err(error) => self.stop.raise(error),

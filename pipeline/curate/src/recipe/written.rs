@@ -75,6 +75,7 @@ struct WrittenFetch {
     total_seconds: Option<f64>,
     min_bytes_per_second: Option<u64>,
     max_bytes: Option<u64>,
+    max_bytes_in_flight: Option<u64>,
     max_redirects: Option<u32>,
     attempts: Option<u32>,
     max_retry_after_seconds: Option<f64>,
@@ -225,6 +226,11 @@ impl WrittenFetch {
                 Err(format!("fetch.{key}: must be more than 0 and at most 86400 seconds"))
             }
         };
+        let max_bytes = at_least_one("fetch.max_bytes", self.max_bytes.unwrap_or(standard.bytes.max_body))?;
+        let max_bytes_in_flight = self.max_bytes_in_flight.unwrap_or(standard.bytes.max_in_flight.max(2 * max_bytes));
+        if max_bytes_in_flight / 2 < max_bytes {
+            return Err(format!("fetch.max_bytes_in_flight: must be at least twice fetch.max_bytes, {max_bytes}"));
+        }
         let fetch = Fetch {
             concurrency: at_least_one("fetch.concurrency", self.concurrency.unwrap_or(standard.concurrency))?,
             per_host: at_least_one("fetch.per_host", self.per_host.unwrap_or(standard.per_host))?,
@@ -233,7 +239,8 @@ impl WrittenFetch {
             read_seconds: seconds("read_seconds", self.read_seconds, standard.timeouts.read)?,
             total_seconds: seconds("total_seconds", self.total_seconds, standard.timeouts.total)?,
             min_bytes_per_second: self.min_bytes_per_second.unwrap_or(standard.bytes.min_speed),
-            max_bytes: at_least_one("fetch.max_bytes", self.max_bytes.unwrap_or(standard.bytes.max_body))?,
+            max_bytes,
+            max_bytes_in_flight,
             max_redirects: self.max_redirects.unwrap_or(standard.max_redirects),
             attempts: at_least_one("fetch.attempts", self.attempts.unwrap_or(standard.retry.attempts))?,
             max_retry_after_seconds: seconds(
