@@ -60,6 +60,9 @@ pub enum Error {
         /// The parts that differ.
         differences: Vec<String>,
     },
+    /// A model could not be had by its name.
+    #[error(transparent)]
+    Hub(#[from] hub::Error),
     /// Weights could not be loaded.
     #[error(transparent)]
     Weights(#[from] nn::Error),
@@ -89,6 +92,7 @@ impl Error {
             Error::Io { source, .. } | Error::Weights(nn::Error::Io { source, .. }) => {
                 source.kind() == std::io::ErrorKind::NotFound
             }
+            Error::Hub(error) => error.is_input(),
             Error::Weights(error) => !matches!(error, nn::Error::Torch { .. } | nn::Error::Save(_)),
             Error::Shards(error) => !matches!(error, shards::Error::Io { .. } | shards::Error::Locked { .. }),
             Error::Signals { .. } | Error::Torch(_) => false,

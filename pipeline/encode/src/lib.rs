@@ -1,6 +1,7 @@
 //! The networks on either side of the diffusion model, and the cache of what they make of a data set.
 #![forbid(unsafe_code)]
 
+mod base;
 pub mod cache;
 pub mod clip;
 pub mod config;
@@ -16,11 +17,12 @@ mod run;
 pub mod tokenizer;
 pub mod vae;
 
+pub use base::model_folder;
 pub use clip::{ClipLayer, ClipLayerConfig, ClipTextModel, ClipTextModelWithProjection, TextStates};
 pub use config::{ClipTextConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use fingerprint::model_fingerprint;
-pub use manifest::ModelManifest;
+pub use manifest::{Dtype, ModelManifest};
 pub use prompt::{PromptEmbeddings, TextEncoders, TokenizedCaption, Tokenizers};
 pub use run::{Outcome, Work, encode_latents};
 pub use tokenizer::{ClipTokenizer, TokenIds};

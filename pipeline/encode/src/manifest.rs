@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::{Error, Result};
+use crate::{Error, Result, model_folder};
 
 /// The file's name in a manifest folder.
 pub const MODEL_TOML: &str = "model.toml";
@@ -15,7 +16,7 @@ const RUN: &str = "{run}";
 /// A checked `model.toml` with its paths resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelManifest {
-    /// The base model in diffusers' layout.
+    /// The base model's folder, in diffusers' layout.
     pub base: PathBuf,
     /// The side of the square images, in pixels; buckets have their area.
     pub resolution: u32,
@@ -26,7 +27,7 @@ pub struct ModelManifest {
 }
 
 /// What a network computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// float32
@@ -105,7 +106,8 @@ struct Document {
 }
 
 impl ModelManifest {
-    /// Reads `MANIFEST/model.toml`. Relative paths start in the manifest's folder; `{run}` stands for the run's.
+    /// Reads `MANIFEST/model.toml`. Relative paths start in the manifest's folder; `{run}` stands for the run's. A base
+    /// model that is named by `hf:` is fetched where the user's cache lacks it.
     pub fn read(manifest: &Path, run: &Path) -> Result<Self> {
         let path = manifest.join(MODEL_TOML);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
@@ -119,7 +121,10 @@ impl ModelManifest {
         if !(1..=1024).contains(&encode.batch) {
             return wrong(format!("encode.batch {}: expected 1 to 1024", encode.batch));
         }
-        let base = manifest.join(base.replace(RUN, &run.to_string_lossy()));
+        let base = model_folder(&base.replace(RUN, &run.to_string_lossy()), manifest).map_err(|error| match error {
+            Error::Hub(error @ hub::Error::Name { .. }) => Error::invalid(&path, format!("base: {error}")),
+            other => other,
+        })?;
         if !base.is_dir() {
             return wrong(format!("base: there is no folder {}", base.display()));
         }
@@ -157,6 +162,7 @@ mod tests {
             ("resolution = 128", "resolution = 100", "resolution 100"),
             ("batch = 4", "batch = 0", "encode.batch 0"),
             ("'model'", "'absent'", "absent"),
+            ("'model'", "'hf:no-owner'", "hf:no-owner"),
             ("'center'", "'left'", "left"),
             ("'square'", "'round'", "round"),
         ] {

@@ -68,7 +68,7 @@ pub(crate) struct ConnectTimedOut(Duration);
 impl Clients {
     pub(crate) fn new(config: &FetchConfig, dns: &Arc<DnsCache>) -> Result<Self, ConfigError> {
         let allow = Arc::new(config.allow.clone());
-        let tls = Arc::new(tls(config)?);
+        let tls = Arc::new(tls_config(&config.extra_roots)?);
         let client = |port: Option<u16>| {
             let resolver = GuardedResolver { cache: dns.clone(), allow: allow.clone(), port };
             client(config, tls.clone(), resolver)
@@ -114,11 +114,14 @@ fn client(
         .build(Timed { inner: HttpsConnector::from((http, tls)), limit })
 }
 
-/// TLS by the platform's trusted authorities, without touching the process-wide provider.
-fn tls(config: &FetchConfig) -> Result<rustls::ClientConfig, ConfigError> {
+/// TLS by the platform's trusted authorities and `extra_roots` (DER), without touching the process-wide provider.
+///
+/// # Errors
+/// [`ConfigError::Client`] where no verifier can be made of them.
+pub fn tls_config(extra_roots: &[Vec<u8>]) -> Result<rustls::ClientConfig, ConfigError> {
     let refused = |error: rustls::Error| ConfigError::Client(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots = config.extra_roots.iter().map(|root| CertificateDer::from(root.clone()));
+    let roots = extra_roots.iter().map(|root| CertificateDer::from(root.clone()));
     let verifier =
         rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider.clone()).map_err(refused)?;
     Ok(rustls::ClientConfig::builder_with_provider(provider)

@@ -30,6 +30,7 @@ mod retry;
 mod robots;
 
 pub use address::{AllowList, is_public};
+pub use client::tls_config;
 pub use config::{BreakerPolicy, ByteLimits, ConfigError, FetchConfig, RetryPolicy, Timeouts};
 pub use dns::{Lookup, SystemLookup};
 pub use failure::{Failure, FailureClass, Outage};
