@@ -4,11 +4,18 @@
 
 #[path = "../common/hashed.rs"]
 mod hashed;
+// The hub's own tests ask for more of its faults.
+#[allow(dead_code)]
+#[path = "../common/hub_server.rs"]
+mod hub_server;
 
+mod base;
+mod faults;
 mod program;
 mod text;
 mod tokenizer;
 mod vae;
+mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +32,10 @@ fn fixture(path: &str) -> PathBuf {
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &str) -> T {
     encode::config::read_json(&fixture(path)).unwrap()
+}
+
+fn read_text(path: &str) -> String {
+    std::fs::read_to_string(fixture(path)).unwrap()
 }
 
 /// The largest difference, as a part of the largest expected value.

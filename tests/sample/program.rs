@@ -256,6 +256,10 @@ fn bad_input_is_one_line_and_exit_code_2() {
 
     let config = model.path().join("unet/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"in_channels\": 4", "\"in_channels\": 8")).unwrap();
+    refused(run(), &[], "unet/config.json: `in_channels`: 8, the VAE's latents have 4");
+    std::fs::write(&config, text.replace("\"class_embed_type\": null", "\"class_embed_type\": \"timestep\"")).unwrap();
+    refused(run(), &[], "unet/config.json: `class_embed_type` = \"timestep\" is not supported");
     std::fs::write(&config, text.replace("\"cross_attention_dim\": 48", "\"cross_attention_dim\": 40")).unwrap();
     refused(run(), &[], "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight: expected");
     std::fs::write(&config, text).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use nn::Weights;
+use serde_json::Value;
 use tch::{Kind, Tensor};
 use trainer::unet::{Recompute, UNet, UNetConfig, UNetEncoder};
 
@@ -55,6 +56,7 @@ fn one_forward_equals_diffusers() {
         ("conv_projection", 1, (12, 20), 6),
         ("nested", 1, (8, 11), 4),
         ("one_level", 2, (5, 6), 4),
+        ("mixed", 1, (11, 7), 3),
     ] {
         let config = config(name);
         let (unet, _) = hashed_weights(&config).build(|scope| UNet::new(scope, &config)).unwrap();
@@ -127,13 +129,27 @@ fn weights_of_another_shape_are_listed() {
 #[test]
 fn settings_that_are_not_implemented_are_refused_by_name() {
     let text = std::fs::read_to_string(fixture("unet/sdxl.json")).unwrap();
-    let refused = |key: &str, value: serde_json::Value| {
-        let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let refused = |key: &str, value: Value| {
+        let mut document: Value = serde_json::from_str(&text).unwrap();
         document[key] = value;
         UNetConfig::from_json(&document.to_string()).unwrap_err().to_string()
     };
     assert_eq!(refused("dual_cross_attention", true.into()), "`dual_cross_attention` = true is not supported");
     assert_eq!(refused("class_embed_type", "timestep".into()), "`class_embed_type` = \"timestep\" is not supported");
+    assert_eq!(refused("mid_block_type", Value::Null), "`mid_block_type` = null is not supported");
+    assert_eq!(
+        refused("resnet_time_scale_shift", "scale_shift".into()),
+        "`resnet_time_scale_shift` = \"scale_shift\" is not supported"
+    );
+    assert_eq!(refused("downsample_padding", Value::Null), "`downsample_padding` = null is not supported");
+    assert!(refused("_class_name", "UNet2DModel".into()).starts_with("`_class_name`: UNet2DModel is not supported"));
+    assert!(refused("mid_block_type", "UNetMidBlock2D".into()).contains("UNetMidBlock2D is not supported"));
+    assert!(refused("act_fn", "tanh".into()).starts_with("`act_fn`: unknown variant `tanh`"));
+    assert!(refused("attention_head_dim", 7.into()).contains("`attention_head_dim`: 7 does not divide"));
+    assert!(
+        refused("layers_per_block", (1u64 << 40).into()).contains("`layers_per_block`: 1099511627776 is out of range")
+    );
+    assert!(refused("in_channels", (-4).into()).contains("`in_channels`: -4 is out of range"));
     assert_eq!(refused("block_out_chanels", 3.into()), "`block_out_chanels` is not a setting of this class");
     assert!(refused("down_block_types", vec!["DownBlock2D"].into()).contains("1 entries beside 3"));
     assert!(refused("norm_num_groups", 7.into()).contains("7 does not divide block_out_channels 32"));

@@ -20,9 +20,7 @@ pub mod probe;
 pub mod recipe;
 pub mod sample;
 pub mod schedulers;
-mod settings;
 pub mod single_file;
 pub mod unet;
 
 pub use error::{Error, Result};
-pub use settings::SettingsError;

@@ -1,21 +1,27 @@
-//! The `config.json` of each network, read with the defaults of diffusers and transformers.
-//!
-//! Keys that no network here has a use for (`_class_name`, `torch_dtype`, ..) are passed over, as the files carry the
-//! versions and settings of whoever wrote them; values that would change a network's equations and are not supported
-//! are refused.
+//! The `config.json` of each network, read with the defaults of diffusers and transformers. A setting that would change
+//! a network's equations and is not supported is refused by its name, and so is one that the class does not have.
 
 use std::path::Path;
 
 use nn::Activation;
+use nn::settings::{Settings, SettingsError, bad_value};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
-/// Reads a `config.json`.
+/// Reads a JSON file.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&text).map_err(|error| Error::invalid(path, error.to_string()))
+}
+
+/// Reads `FOLDER/config.json`.
+fn read_config<T>(folder: &Path, from_json: fn(&str) -> std::result::Result<T, SettingsError>) -> Result<T> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    from_json(&text).map_err(|error| Error::invalid(path, error.to_string()))
 }
 
 /// The kinds of block on the way down that a VAE can have.
@@ -33,8 +39,7 @@ pub enum UpBlockType {
 }
 
 /// The config of `AutoencoderKL`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VaeConfig {
     /// Channels of an image.
     pub in_channels: i64,
@@ -101,36 +106,72 @@ impl Default for VaeConfig {
 }
 
 impl VaeConfig {
-    /// Reads and checks `FOLDER/config.json`.
+    /// Reads `FOLDER/config.json`.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config: Self = read_json(&path)?;
-        config.check().map_err(|reason| Error::invalid(path, reason))?;
+        read_config(folder, Self::from_json)
+    }
+
+    /// Reads a config. A missing key has the default of diffusers' class.
+    pub fn from_json(text: &str) -> std::result::Result<Self, SettingsError> {
+        let mut settings = Settings::parse(text)?;
+        settings.class("_class_name", &["AutoencoderKL"])?;
+        let default = Self::default();
+        let config = Self {
+            in_channels: settings.or("in_channels", default.in_channels)?,
+            out_channels: settings.or("out_channels", default.out_channels)?,
+            down_block_types: settings.or("down_block_types", default.down_block_types)?,
+            up_block_types: settings.or("up_block_types", default.up_block_types)?,
+            block_out_channels: settings.or("block_out_channels", default.block_out_channels)?,
+            layers_per_block: settings.or("layers_per_block", default.layers_per_block)?,
+            act_fn: settings.or("act_fn", default.act_fn)?,
+            latent_channels: settings.or("latent_channels", default.latent_channels)?,
+            norm_num_groups: settings.or("norm_num_groups", default.norm_num_groups)?,
+            sample_size: settings.or("sample_size", default.sample_size)?,
+            scaling_factor: settings.or("scaling_factor", default.scaling_factor)?,
+            shift_factor: settings.optional("shift_factor")?,
+            latents_mean: settings.optional("latents_mean")?,
+            latents_std: settings.optional("latents_std")?,
+            force_upcast: settings.or("force_upcast", default.force_upcast)?,
+            use_quant_conv: settings.or("use_quant_conv", default.use_quant_conv)?,
+            use_post_quant_conv: settings.or("use_post_quant_conv", default.use_post_quant_conv)?,
+            mid_block_add_attention: settings.or("mid_block_add_attention", default.mid_block_add_attention)?,
+        };
+        settings.finish(&[], &[])?;
+        config.check()?;
         Ok(config)
     }
 
     /// Says what no network could be built from.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    pub fn check(&self) -> std::result::Result<(), SettingsError> {
         let levels = self.block_out_channels.len();
-        if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
-            return Err(format!(
-                "block_out_channels has {levels} entries, down_block_types {}, up_block_types {}: they have to agree",
-                self.down_block_types.len(),
-                self.up_block_types.len()
-            ));
+        for (key, entries) in
+            [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
+        {
+            if entries != levels || levels == 0 {
+                return Err(bad_value(key, format!("{entries} entries beside {levels} block_out_channels")));
+            }
         }
-        let sizes = [self.in_channels, self.out_channels, self.latent_channels, self.norm_num_groups, self.sample_size];
-        if sizes.into_iter().chain(self.block_out_channels.iter().copied()).any(|size| !(1..=1 << 20).contains(&size)) {
-            return Err("a number of channels or groups, or sample_size, is out of range".into());
+        let sizes = [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            ("norm_num_groups", self.norm_num_groups),
+            ("sample_size", self.sample_size),
+            ("layers_per_block", self.layers_per_block as i64),
+        ];
+        let widths = self.block_out_channels.iter().map(|&width| ("block_out_channels", width));
+        check_range(sizes.into_iter().chain(widths))?;
+        if let Some(width) = self.block_out_channels.iter().find(|&width| width % self.norm_num_groups != 0) {
+            let reason = format!("{} does not divide block_out_channels {width}", self.norm_num_groups);
+            return Err(bad_value("norm_num_groups", reason));
         }
-        if let Some(channels) = self.block_out_channels.iter().find(|&c| c % self.norm_num_groups != 0) {
-            return Err(format!("norm_num_groups {} does not divide {channels} channels", self.norm_num_groups));
-        }
-        if self.latents_mean.is_some() || self.latents_std.is_some() {
-            return Err("latents_mean and latents_std are not supported".into());
+        for (key, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
+            if values.is_some() {
+                return Err(bad_value(key, "statistics of the latents' channels are not supported"));
+            }
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
-            return Err(format!("scaling_factor is {}", self.scaling_factor));
+            return Err(bad_value("scaling_factor", self.scaling_factor));
         }
         Ok(())
     }
@@ -138,6 +179,14 @@ impl VaeConfig {
     /// Image pixels for each latent pixel, in each direction.
     pub fn factor(&self) -> i64 {
         1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+/// Refuses what no network has, before anything of that size is built.
+fn check_range<'a>(sizes: impl IntoIterator<Item = (&'a str, i64)>) -> std::result::Result<(), SettingsError> {
+    match sizes.into_iter().find(|(_, size)| !(1..=1 << 24).contains(size)) {
+        Some((key, size)) => Err(bad_value(key, format!("{size} is out of range"))),
+        None => Ok(()),
     }
 }
 
@@ -151,9 +200,25 @@ pub enum Pooling {
     FirstOf(i64),
 }
 
+/// What transformers writes into every model's config and no text encoder's states depend on: how it was trained, what
+/// it returns, and how text would be generated.
+#[rustfmt::skip]
+const UNREAD_BY_TEXT_MODELS: &[&str] = &[
+    "architectures", "attention_dropout", "attn_implementation", "bad_words_ids", "begin_suppress_tokens",
+    "bos_token_id", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
+    "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
+    "initializer_factor", "initializer_range", "is_encoder_decoder", "label2id", "length_penalty", "max_length",
+    "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16",
+];
+
 /// The config of a CLIP text model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClipTextConfig {
     /// Tokens in the vocabulary.
     pub vocab_size: i64,
@@ -196,35 +261,55 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// Reads and checks `FOLDER/config.json`.
+    /// Reads `FOLDER/config.json`.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config: Self = read_json(&path)?;
-        config.check().map_err(|reason| Error::invalid(path, reason))?;
+        read_config(folder, Self::from_json)
+    }
+
+    /// Reads a config. A missing key has the default of transformers' class.
+    pub fn from_json(text: &str) -> std::result::Result<Self, SettingsError> {
+        let mut settings = Settings::parse(text)?;
+        settings.class("model_type", &["clip_text_model"])?;
+        let default = Self::default();
+        let config = Self {
+            vocab_size: settings.or("vocab_size", default.vocab_size)?,
+            hidden_size: settings.or("hidden_size", default.hidden_size)?,
+            intermediate_size: settings.or("intermediate_size", default.intermediate_size)?,
+            projection_dim: settings.or("projection_dim", default.projection_dim)?,
+            num_hidden_layers: settings.or("num_hidden_layers", default.num_hidden_layers)?,
+            num_attention_heads: settings.or("num_attention_heads", default.num_attention_heads)?,
+            max_position_embeddings: settings.or("max_position_embeddings", default.max_position_embeddings)?,
+            hidden_act: settings.or("hidden_act", default.hidden_act)?,
+            layer_norm_eps: settings.or("layer_norm_eps", default.layer_norm_eps)?,
+            eos_token_id: settings.or("eos_token_id", default.eos_token_id)?,
+        };
+        let neutral = [
+            ("quantization_config", Value::Null),
+            ("is_decoder", false.into()),
+            ("add_cross_attention", false.into()),
+            ("chunk_size_feed_forward", 0.into()),
+            ("pruned_heads", json!({})),
+        ];
+        settings.finish(&neutral, UNREAD_BY_TEXT_MODELS)?;
+        config.check()?;
         Ok(config)
     }
 
     /// Says what no network could be built from.
-    pub fn check(&self) -> std::result::Result<(), String> {
-        let sizes = [
-            self.vocab_size,
-            self.hidden_size,
-            self.intermediate_size,
-            self.projection_dim,
-            self.num_attention_heads,
-            self.max_position_embeddings,
-        ];
-        if sizes.iter().any(|size| !(1..=1 << 24).contains(size)) {
-            return Err("a size is out of range".into());
-        }
+    pub fn check(&self) -> std::result::Result<(), SettingsError> {
+        check_range([
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("projection_dim", self.projection_dim),
+            // One at least: the penultimate state is the last layer's input.
+            ("num_hidden_layers", self.num_hidden_layers as i64),
+            ("num_attention_heads", self.num_attention_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ])?;
         if self.hidden_size % self.num_attention_heads != 0 {
-            return Err(format!(
-                "num_attention_heads {} does not divide hidden_size {}",
-                self.num_attention_heads, self.hidden_size
-            ));
-        }
-        if self.num_hidden_layers == 0 {
-            return Err("num_hidden_layers is 0: there is no penultimate state".into());
+            let reason = format!("{} does not divide hidden_size {}", self.num_attention_heads, self.hidden_size);
+            return Err(bad_value("num_attention_heads", reason));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::cache::{Array, Conditioning, LatentSample, Refusal, RefusalReason, Unconditional};
 use crate::manifest::{EncodeRecipe, LatentRule, ModelManifest};
 use crate::prompt::zeros_for_empty_prompt;
-use crate::{AutoencoderKl, MemoryUse, Result, TextEncoders, TokenizedCaption, Tokenizers};
+use crate::{AutoencoderKl, Error, MemoryUse, Result, TextEncoders, TokenizedCaption, Tokenizers, VaeConfig};
 
 /// Images with a longer side go through the VAE one at a time: at 1024 px one alone fills a GPU, and its activations
 /// take gigabytes.
@@ -43,7 +43,19 @@ impl Encoder {
     pub fn open(manifest: &ModelManifest, device: Device) -> Result<Self> {
         let kind = manifest.dtype.kind();
         let folder = manifest.base.join("vae");
-        let upcast = kind == Kind::Half && crate::VaeConfig::read(&folder)?.force_upcast;
+        let config = VaeConfig::read(&folder)?;
+        // What pixels are decoded to.
+        for (key, channels) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
+            if channels != 3 {
+                return Err(Error::invalid(folder.join("config.json"), format!("`{key}`: {channels}, images have 3")));
+            }
+        }
+        let (resolution, factor) = (manifest.resolution, config.factor());
+        if i64::from(resolution) % factor != 0 {
+            let reason = format!("its levels divide sides by {factor}, resolution {resolution} is no multiple of that");
+            return Err(Error::invalid(folder.join("config.json"), reason));
+        }
+        let upcast = kind == Kind::Half && config.force_upcast;
         let mut vae = AutoencoderKl::open(&folder, if upcast { Kind::Float } else { kind }, device)?;
         vae.memory = MemoryUse { slicing: manifest.resolution > SLICED_ABOVE, tiling: false };
         let text = TextEncoders::open(&manifest.base, kind, device)?;

@@ -173,7 +173,7 @@ impl Embedding {
     }
 }
 
-/// The activations that the configs of SDXL's networks name.
+/// The activations that configs name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -184,6 +184,10 @@ pub enum Activation {
     Gelu,
     /// `x sigmoid(1.702 x)`
     QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `x tanh(ln(1 + exp(x)))`
+    Mish,
 }
 
 impl Activation {
@@ -193,6 +197,8 @@ impl Activation {
             Activation::Silu => x.silu(),
             Activation::Gelu => x.gelu("none"),
             Activation::QuickGelu => x * (x * 1.702).sigmoid(),
+            Activation::Relu => x.relu(),
+            Activation::Mish => x.mish(),
         }
     }
 }

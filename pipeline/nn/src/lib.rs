@@ -41,6 +41,7 @@ mod lora;
 mod params;
 mod save;
 mod scope;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 mod weights;

@@ -52,7 +52,6 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    torch_shim::start_cuda();
     let flow = trainer::distill::manifest_flow(&arguments.manifest, &arguments.run)?;
     let folder = arguments.manifest.join("stages");
     let stages = match arguments.stage.as_str() {

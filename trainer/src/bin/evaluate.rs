@@ -29,7 +29,6 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    torch_shim::start_cuda();
     console::start_log("info");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use encode::Dtype;
 use indicatif::{ProgressBar, ProgressStyle};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use trainer::draw::{sample_noise, step_noise};
 use trainer::sample::{
     LoraChoice, MicroCondition, ModelChoice, Parameters, Pipeline, Size, Start, latents_to_npy, noise_from_npy,
@@ -22,9 +23,9 @@ use trainer::{Error, Result};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The model's folder: a base model or the export of a stage
+    /// The model: a folder (a base model or the export of a stage), or hf:OWNER/NAME[@REVISION][:fp16], which is fetched
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    model: String,
     /// What to draw; may be repeated
     #[arg(long, value_name = "TEXT", required = true)]
     prompt: Vec<String>,
@@ -90,29 +91,14 @@ struct Arguments {
     dtype: Option<Dtype>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
-    F32,
-    Bf16,
-    F16,
-}
-
-impl Dtype {
-    fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-            Self::F16 => Kind::Half,
-        }
-    }
-}
-
 fn main() -> ExitCode {
-    torch_shim::start_cuda();
     console::start_log("info");
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let arguments = Arguments::parse();
+    // tch panics where torch refuses, for example for want of memory; the panic's message is on stderr by then.
+    match std::panic::catch_unwind(|| run(&arguments)) {
+        Err(_) => ExitCode::FAILURE,
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             eprintln!("sample: {error}");
             ExitCode::from(error.exit_code())
         }
@@ -125,7 +111,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let kind = arguments.dtype.unwrap_or(default).kind();
     check(arguments)?;
     let choice = ModelChoice {
-        folder: arguments.model.clone(),
+        folder: encode::model_folder(&arguments.model, Path::new(""))?,
         weights: arguments.weights.clone(),
         loras: arguments.lora.clone(),
         algorithm: arguments.sampler.map(Sampler::algorithm),
@@ -185,7 +171,7 @@ fn run(arguments: &Arguments) -> Result<()> {
                 seed: given.is_none().then_some(seed),
                 size,
                 sampler: pipeline.sampler(),
-                model: arguments.model.display().to_string(),
+                model: arguments.model.clone(),
                 loras: arguments.lora.clone(),
                 strength: init.is_some().then_some(arguments.strength),
             };

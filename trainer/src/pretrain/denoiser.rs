@@ -137,7 +137,7 @@ fn time_ids(side: u32, rng: &mut impl Rng) -> [f32; 6] {
     [height, width, crop(height), crop(width), target, target]
 }
 
-fn read<T>(path: &Path, parse: impl FnOnce(&str) -> std::result::Result<T, crate::SettingsError>) -> Result<T> {
+fn read<T>(path: &Path, parse: impl FnOnce(&str) -> std::result::Result<T, nn::settings::SettingsError>) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     parse(&text).map_err(|error| Error::Document { path: path.to_owned(), reason: error.to_string() })
 }

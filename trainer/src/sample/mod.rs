@@ -15,6 +15,7 @@ use encode::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection, TextEncoders, Tokenizers, VaeConfig,
 };
 use nn::Weights;
+use nn::settings::SettingsError;
 use tch::{Device, Kind, Tensor};
 
 use crate::condition::Condition;
@@ -22,7 +23,7 @@ use crate::lora_file::LoraStack;
 use crate::schedulers::{Algorithm, PredictionType, Scheduler, SchedulerConfig, Steps, TimestepSpacing};
 use crate::single_file::{self, Configurations, Part, SingleFile};
 use crate::unet::{UNet, UNetConfig};
-use crate::{Error, Result, SettingsError};
+use crate::{Error, Result};
 
 /// Everything that makes an image from a prompt.
 pub struct Pipeline {
@@ -100,6 +101,12 @@ impl Pipeline {
         let config = parse(&model.join("unet/config.json"), UNetConfig::from_json)?;
         let tokenizers = Tokenizers::open(model)?;
         let vae_config = VaeConfig::read(&model.join("vae"))?;
+        for (key, channels) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
+            if channels != vae_config.latent_channels {
+                let reason = format!("`{key}`: {channels}, the VAE's latents have {}", vae_config.latent_channels);
+                return Err(document(&model.join("unet/config.json"), reason));
+            }
+        }
         // The published VAE overflows in FP16, and its config says so.
         let vae_kind = if kind == Kind::Half && vae_config.force_upcast { Kind::Float } else { kind };
 
@@ -219,6 +226,11 @@ impl Pipeline {
         }
         let _guard = tch::no_grad_guard();
         let embeddings = self.text_encoders.encode(&captions);
+        let (width, fits) = (embeddings.prompt_embeds.size()[2], self.config.context_dim());
+        if width != fits {
+            let reason = format!("text states of width {width} do not fit a UNet with cross_attention_dim {fits}");
+            return Err(Error::Argument(reason));
+        }
         let pooled = embeddings.pooled_prompt_embeds.size()[1];
         if self.config.time_ids_for(pooled) != Some(MicroCondition::LENGTH) {
             let fits = self.config.addition_input_dim - MicroCondition::LENGTH * self.config.addition_time_embed_dim;

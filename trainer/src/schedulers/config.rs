@@ -3,12 +3,12 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use nn::settings::{Settings, SettingsError, bad_value};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
 
 use super::noise::BetaSchedule;
-use crate::settings::{Settings, SettingsError, bad_value};
 
 /// What a scheduler cannot be asked for.
 #[derive(Debug, Error)]

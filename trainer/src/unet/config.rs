@@ -1,10 +1,9 @@
 //! A UNet's `config.json`, resolved to the shape of each block.
 
 use nn::Activation;
+use nn::settings::{Settings, SettingsError, bad_value};
 use serde::Deserialize;
 use serde_json::Value;
-
-use crate::settings::{Settings, SettingsError, bad_value};
 
 /// The shape of a `UNet2DConditionModel` with `text_time` conditioning, as SDXL and its refiner are.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +73,7 @@ impl UNetConfig {
     /// and is not implemented is refused.
     pub fn from_json(text: &str) -> Result<Self, SettingsError> {
         let mut settings = Settings::parse(text)?;
+        settings.class("_class_name", &["UNet2DConditionModel"])?;
         let down_types: Vec<DownType> = settings.required("down_block_types")?;
         let up_types: Vec<UpType> = settings.required("up_block_types")?;
         let channels: Vec<i64> = settings.required("block_out_channels")?;
@@ -98,15 +98,16 @@ impl UNetConfig {
             None => depths.iter().rev().cloned().collect(),
         };
         let norm_num_groups: i64 = settings.or("norm_num_groups", 32)?;
-        for (&channels, &heads) in channels.iter().zip(&heads) {
+        for (at, &channels) in channels.iter().enumerate() {
+            check_range("block_out_channels", channels)?;
+            check_range("layers_per_block", layers[at] as i64)?;
             check_divides("norm_num_groups", norm_num_groups, channels)?;
-            check_divides("attention_head_dim", heads, channels)?;
         }
-        let transformer = |at: usize, depth: usize| TransformerConfig {
-            channels: channels[at],
-            depth,
-            heads: heads[at],
-            context_dim: context[at],
+        let transformer = |at: usize, depth: usize| {
+            check_divides("attention_head_dim", heads[at], channels[at])?;
+            check_range("cross_attention_dim", context[at])?;
+            check_range("transformer_layers_per_block", depth as i64)?;
+            Ok(TransformerConfig { channels: channels[at], depth, heads: heads[at], context_dim: context[at] })
         };
 
         let mut down_blocks = Vec::new();
@@ -115,7 +116,7 @@ impl UNetConfig {
                 DownType::DownBlock2D => vec![None; layers[at]],
                 DownType::CrossAttnDownBlock2D => {
                     let depths = depths[at].for_layers("transformer_layers_per_block", layers[at])?;
-                    depths.into_iter().map(|depth| Some(transformer(at, depth))).collect()
+                    depths.into_iter().map(|depth| transformer(at, depth).map(Some)).collect::<Result<_, _>>()?
                 }
             };
             down_blocks.push(BlockConfig { channels: channels[at], layers, resample: at + 1 < count });
@@ -126,7 +127,7 @@ impl UNetConfig {
                 UpType::UpBlock2D => vec![None; layers[at] + 1],
                 UpType::CrossAttnUpBlock2D => {
                     let depths = up_depths[step].for_layers("reverse_transformer_layers_per_block", layers[at] + 1)?;
-                    depths.into_iter().map(|depth| Some(transformer(at, depth))).collect()
+                    depths.into_iter().map(|depth| transformer(at, depth).map(Some)).collect::<Result<_, _>>()?
                 }
             };
             up_blocks.push(BlockConfig { channels: channels[at], layers, resample: step + 1 < count });
@@ -139,7 +140,7 @@ impl UNetConfig {
             out_channels: settings.or("out_channels", 4)?,
             conv_in_kernel: settings.or("conv_in_kernel", 3)?,
             conv_out_kernel: settings.or("conv_out_kernel", 3)?,
-            time_embed_dim: settings.or("time_embedding_dim", 4 * channels[0])?,
+            time_embed_dim: settings.optional("time_embedding_dim")?.unwrap_or(4 * channels[0]),
             flip_sin_to_cos: settings.or("flip_sin_to_cos", true)?,
             freq_shift: settings.or("freq_shift", 0.0)?,
             addition_time_embed_dim: settings.required("addition_time_embed_dim")?,
@@ -149,13 +150,23 @@ impl UNetConfig {
             norm_eps: settings.or("norm_eps", 1e-5)?,
             use_linear_projection: settings.or("use_linear_projection", false)?,
             down_blocks,
-            mid_block: transformer(count - 1, mid_depth),
+            mid_block: transformer(count - 1, mid_depth)?,
             up_blocks,
         };
         for (key, kernel) in [("conv_in_kernel", config.conv_in_kernel), ("conv_out_kernel", config.conv_out_kernel)] {
             if kernel < 1 || kernel % 2 == 0 {
                 return Err(bad_value(key, format!("{kernel} is not an odd number")));
             }
+        }
+        for (key, size) in [
+            ("in_channels", config.in_channels),
+            ("out_channels", config.out_channels),
+            ("time_embedding_dim", config.time_embed_dim),
+            ("addition_time_embed_dim", config.addition_time_embed_dim),
+            ("projection_class_embeddings_input_dim", config.addition_input_dim),
+            ("sample_size", config.sample_size.unwrap_or(1)),
+        ] {
+            check_range(key, size)?;
         }
         if settings.required::<String>("addition_embed_type")? != "text_time" {
             return Err(bad_value("addition_embed_type", "only text_time, SDXL's, is supported"));
@@ -262,6 +273,11 @@ impl Depth {
             Self::PerLayer(depths) => depths.first().copied().ok_or_else(|| bad_value(key, "an empty list")),
         }
     }
+}
+
+/// Refuses what no network has, before anything of that size is built.
+fn check_range(key: &str, size: i64) -> Result<(), SettingsError> {
+    if (1..=1 << 20).contains(&size) { Ok(()) } else { Err(bad_value(key, format!("{size} is out of range"))) }
 }
 
 fn check_divides(key: &str, part: i64, channels: i64) -> Result<(), SettingsError> {
