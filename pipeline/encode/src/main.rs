@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use encode::{ModelManifest, Outcome, Result};
@@ -38,13 +39,17 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Outcome::Done { totals, work }) => {
             let seconds = work.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+            let part = |spent: Duration| 100.0 * spent.as_secs_f64() / seconds;
             println!(
-                "{} samples encoded, {} refused, {} captions truncated; {:.1} images/s, device busy {:.0} %",
+                "{} samples encoded, {} refused, {} captions truncated; {:.1} images/s, device busy {:.0} %, \
+                 tokenising {:.1} %, files {:.1} %",
                 totals.encoded,
                 totals.refused.len(),
                 totals.truncated_captions,
                 work.samples as f64 / seconds,
-                100.0 * work.device.as_secs_f64() / seconds
+                part(work.device),
+                part(work.tokenising),
+                part(work.files)
             );
             ExitCode::SUCCESS
         }

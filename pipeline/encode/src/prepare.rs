@@ -7,6 +7,7 @@ use crate::cache::{Conditioning, Refusal, RefusalReason};
 use crate::encoder::Prepared;
 use crate::frame::frame;
 use crate::manifest::ModelManifest;
+use crate::run::Stopwatch;
 use crate::{Result, Tokenizers};
 
 /// Extensions under which a curated shard files images.
@@ -20,6 +21,7 @@ pub fn prepare(
     sample: &Sample,
     manifest: &ModelManifest,
     tokenizers: &Tokenizers,
+    tokenising: &Stopwatch,
 ) -> Result<std::result::Result<Prepared, Refusal>> {
     let refused = |reason, detail: String| Ok(Err(Refusal { key: sample.key.clone(), reason, detail }));
     let Some(bytes) = image_bytes(sample) else {
@@ -35,7 +37,7 @@ pub fn prepare(
     Ok(Ok(Prepared {
         key: sample.key.clone(),
         image,
-        caption: tokenizers.encode(caption)?,
+        caption: tokenising.time(|| tokenizers.encode(caption))?,
         conditioning: Conditioning {
             original_size,
             crop_top_left,

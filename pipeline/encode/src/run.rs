@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,28 @@ pub struct Work {
     pub elapsed: Duration,
     /// Of that, the time in which the device worked.
     pub device: Duration,
+    /// The time that captions took on their way to token ids, over all threads.
+    pub tokenising: Duration,
+    /// The time that shards took to be proved, read and written.
+    pub files: Duration,
+}
+
+/// Time that several threads spend on one thing.
+#[derive(Debug, Default)]
+pub struct Stopwatch(AtomicU64);
+
+impl Stopwatch {
+    /// Does something and counts the time it takes.
+    pub fn time<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = work();
+        self.0.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
+    fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// One finished shard.
@@ -174,12 +196,15 @@ impl Plan {
         let pending: Vec<usize> = (0..self.shards.len()).filter(|&at| self.finished[at].is_none()).collect();
         let started = Instant::now();
         let mut work = Work::default();
+        let (tokenising, files) = (Stopwatch::default(), Stopwatch::default());
         let records = std::thread::scope(|scope| {
             let (prepared_out, prepared_in) = sync_channel::<Chunk<Prepared>>(1);
             let (encoded_out, encoded_in) = sync_channel::<Chunk<LatentSample>>(1);
-            let plan = &*self;
-            let reader = scope.spawn(move || plan.read(&pending, manifest, tokenizers, &prepared_out, stop));
-            let writer = scope.spawn(move || plan.write(&encoded_in, progress));
+            let (plan, tokenising, files) = (&*self, &tokenising, &files);
+            let prepared = move |sample: &Sample| prepare(sample, manifest, tokenizers, tokenising);
+            let size = manifest.encode.batch * BATCHES_AHEAD;
+            let reader = scope.spawn(move || plan.read(&pending, size, prepared, &prepared_out, files, stop));
+            let writer = scope.spawn(move || plan.write(&encoded_in, files, progress));
 
             let driven = drive(encoder, prepared_in, encoded_out, &mut work, stop);
             let read = reader.join().expect("the reader's faults are results");
@@ -188,34 +213,33 @@ impl Plan {
             driven?;
             written
         })?;
-        work.elapsed = started.elapsed();
+        work = Work { elapsed: started.elapsed(), tokenising: tokenising.total(), files: files.total(), ..work };
         for (at, record) in records {
             self.finished[at] = Some(record);
         }
         Ok(work)
     }
 
-    /// Proves and reads shards, and prepares their samples a few batches at a time.
+    /// Proves and reads shards, and prepares their samples `size` at a time.
     fn read(
         &self,
         pending: &[usize],
-        manifest: &ModelManifest,
-        tokenizers: &Tokenizers,
+        size: usize,
+        prepare: impl Fn(&Sample) -> Result<std::result::Result<Prepared, Refusal>> + Sync,
         out: &SyncSender<Chunk<Prepared>>,
+        files: &Stopwatch,
         stop: &AtomicBool,
     ) -> Result<()> {
         let folder = self.curated.join(SHARDS);
-        let size = manifest.encode.batch * BATCHES_AHEAD;
         for &shard in pending {
-            shards::shard::verify(&folder, &self.shards[shard])?;
+            files.time(|| shards::shard::verify(&folder, &self.shards[shard]))?;
             let mut samples = ShardReader::open(folder.join(&self.shards[shard].name))?.peekable();
             loop {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                let chunk: Vec<Sample> = samples.by_ref().take(size).collect::<shards::Result<_>>()?;
-                let items =
-                    chunk.par_iter().map(|sample| prepare(sample, manifest, tokenizers)).collect::<Result<Vec<_>>>()?;
+                let chunk: Vec<Sample> = files.time(|| samples.by_ref().take(size).collect::<shards::Result<_>>())?;
+                let items = chunk.par_iter().map(&prepare).collect::<Result<Vec<_>>>()?;
                 let truncated = |item: &&std::result::Result<Prepared, _>| {
                     item.as_ref().is_ok_and(|sample| sample.caption.truncated())
                 };
@@ -237,6 +261,7 @@ impl Plan {
     fn write(
         &self,
         encoded: &Receiver<Chunk<LatentSample>>,
+        files: &Stopwatch,
         progress: &ProgressBar,
     ) -> Result<Vec<(usize, ShardRecord)>> {
         let folder = self.latents.join(SHARDS);
@@ -253,7 +278,7 @@ impl Plan {
             for item in items {
                 match item {
                     Ok(sample) => {
-                        writer.push(&sample.to_sample()?)?;
+                        files.time(|| writer.push(&sample.to_sample()?).map_err(Error::from))?;
                         totals.encoded += 1;
                     }
                     Err(refusal) => {
@@ -266,8 +291,8 @@ impl Plan {
                 open = Some((writer, totals));
                 continue;
             }
-            let record = ShardRecord { entry: writer.finish()?, totals };
-            write_json(record_path(&self.latents, name), &record)?;
+            let record = ShardRecord { entry: files.time(|| writer.finish())?, totals };
+            files.time(|| write_json(record_path(&self.latents, name), &record))?;
             tracing::info!("{name}: {} encoded, {} refused", record.totals.encoded, record.totals.refused.len());
             finished.push((shard, record));
         }
