@@ -1,5 +1,7 @@
 //! A model by its name, from a hub on loopback with the faults of real ones.
 
+// Others serve a folder.
+#[allow(dead_code)]
 #[path = "../common/hub_server.rs"]
 mod hub_server;
 

@@ -7,7 +7,7 @@ use nn::Activation;
 use nn::settings::{Settings, SettingsError, bad_value};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
@@ -218,7 +218,8 @@ const UNREAD_BY_TEXT_MODELS: &[&str] = &[
 ];
 
 /// The config of a CLIP text model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct ClipTextConfig {
     /// Tokens in the vocabulary.
     pub vocab_size: i64,
@@ -260,6 +261,15 @@ impl Default for ClipTextConfig {
     }
 }
 
+/// As a part of another config.
+impl TryFrom<Map<String, Value>> for ClipTextConfig {
+    type Error = SettingsError;
+
+    fn try_from(object: Map<String, Value>) -> std::result::Result<Self, SettingsError> {
+        Self::from_settings(object.into())
+    }
+}
+
 impl ClipTextConfig {
     /// Reads `FOLDER/config.json`.
     pub fn read(folder: &Path) -> Result<Self> {
@@ -268,7 +278,10 @@ impl ClipTextConfig {
 
     /// Reads a config. A missing key has the default of transformers' class.
     pub fn from_json(text: &str) -> std::result::Result<Self, SettingsError> {
-        let mut settings = Settings::parse(text)?;
+        Self::from_settings(Settings::parse(text)?)
+    }
+
+    fn from_settings(mut settings: Settings) -> std::result::Result<Self, SettingsError> {
         settings.class("model_type", &["clip_text_model"])?;
         let default = Self::default();
         let config = Self {

@@ -38,6 +38,12 @@ pub enum SettingsError {
 /// is ever ignored that would change the result.
 pub struct Settings(Map<String, Value>);
 
+impl From<Map<String, Value>> for Settings {
+    fn from(object: Map<String, Value>) -> Self {
+        Self(object)
+    }
+}
+
 impl Settings {
     /// Reads a JSON object.
     pub fn parse(text: &str) -> Result<Self, SettingsError> {

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use encode::Dtype;
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Tensor;

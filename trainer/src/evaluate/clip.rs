@@ -77,7 +77,7 @@ impl ClipConfig {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        self.text_config.check()?;
+        self.text_config.check().map_err(|error| error.to_string())?;
         let vision = &self.vision_config;
         let sizes = [
             self.projection_dim,

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Times our programs and PyTorch's in turn, with the same threads, sizes and dtypes, and keeps the raw numbers.
+#
+#   benches/run.sh PROGRAMS PYTHON RESULTS SCALE
+#
+# PROGRAMS is a folder with the built benches, PYTHON one that has torch, diffusers and transformers, RESULTS a folder to
+# be made, SCALE one of
+#   small   a CPU: the demo's UNet, SDXL's at 0.3 of its width, SDXL's VAE and text encoders          (10 minutes)
+#   full    a CPU with 24 GiB: one forward of every network of SDXL at 1024 px, in bf16, from the disk (20 minutes)
+#   gpu     a GPU: every network at full size, and encode-latents as a whole                           (8 minutes)
+#   proof   a CPU: every line of `gpu` with small networks, to see that the script works               (3 minutes)
+# THREADS and ONLY (a regular expression on the names below) may be set.
+set -euo pipefail
+
+programs=$(realpath "$1") python=$2 results=$(realpath -m "$3") scale=$4
+cd "$(dirname "$0")/.."
+threads=${THREADS:-$(nproc)}
+export OMP_NUM_THREADS=$threads
+device=cpu
+if [ "$scale" = gpu ]; then device=cuda; fi
+mkdir -p "$results"
+{
+    date -u +%FT%TZ
+    echo "benches/run.sh PROGRAMS PYTHON RESULTS $scale, $threads threads"
+    git log -1 --format='commit %H' 2>/dev/null || true
+    lscpu | grep -E '^(Model name|CPU\(s\))'
+    uptime
+    if [ "$device" = cuda ]; then nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader; fi
+    "$python" -c 'import diffusers, torch, transformers as t
+print("torch", torch.__version__, "diffusers", diffusers.__version__, "transformers", t.__version__)'
+} > "$results/machine.txt"
+
+wanted() { [[ $1 =~ ${ONLY:-.} ]]; }
+record() { tee -a "$results/measurements.jsonl"; }
+# PROGRAM [ARGUMENT...]: one measurement by us, by PyTorch, or by both in turn, twice.
+ours() { "$programs/$1" --device "$device" --threads "$threads" "${@:2}" | record; }
+theirs() { "$python" "benches/$1/eager.py" --device "$device" --threads "$threads" "${@:2}" | record; }
+both() { if wanted "$*"; then for _ in 1 2; do ours "$@" && theirs "$@"; done; fi; }
+once() { if wanted "$*"; then ours "$@" && theirs "$@"; fi; }
+compiled() { if wanted "$*"; then theirs "$@" --compile $backend; fi; }
+
+unet() { echo "networks --network unet --config benches/unet/$1/config.json"; }
+vae() { echo "networks --network vae-$1 --config tests/fixtures/vae/sdxl.config.json"; }
+text() { echo "networks --network $1 --config tests/fixtures/text/sdxl_$1.config.json"; }
+
+if wanted check; then
+    "$programs/networks" --check tests/fixtures --device "$device" | tee "$results/check.jsonl"
+    "$programs/networks" --check tests/fixtures --device "$device" --dtype bf16 | tee -a "$results/check.jsonl"
+fi
+# shellcheck disable=SC2046
+case $scale in
+small)
+    both networks --network unet --config manifests/demo/model/unet/config.json --size 128x128 --batch 8 --from-disk
+    for dtype in f32 bf16; do
+        both $(unet small) --size 256x256 --from-disk --dtype $dtype
+        both $(vae encode) --size 256x256 --from-disk --dtype $dtype --repeat 3 --warmup 1
+        both $(vae decode) --size 256x256 --from-disk --dtype $dtype --repeat 3 --warmup 1
+        both $(text text_encoder) --from-disk --dtype $dtype
+    done
+    both $(text text_encoder_2) --from-disk --dtype bf16 --repeat 3 --warmup 1
+    ;;
+full)
+    forward=(--size 1024x1024 --dtype bf16 --from-disk --repeat 1 --warmup 0)
+    for network in "$(unet full)" "$(vae encode)" "$(vae decode)" "$(text text_encoder)" "$(text text_encoder_2)"; do
+        once $network "${forward[@]}"
+    done
+    ;;
+gpu | proof)
+    size=1024x1024 unet=full world=full images=512 batches=(--batch 1 --batch 4 --batch 8) repeat=(--repeat 10) backend=inductor
+    if [ "$scale" = proof ]; then
+        size=64x64 unet=small world=small images=16 batches=(--batch 1 --batch 2) repeat=(--repeat 1 --warmup 1)
+        # Inductor compiles C++ on a CPU, for many minutes.
+        backend=eager
+    fi
+    both $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
+    compiled $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
+    for way in encode decode; do
+        once $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"
+        compiled $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"
+    done
+    for encoder in text_encoder text_encoder_2; do
+        once $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
+        compiled $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
+    done
+    if wanted latents; then
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT
+        ours latents --world "$scratch" --fixtures tests/fixtures --scale $world --images $images --prepare
+        for _ in 1 2; do
+            ours latents --world "$scratch" --fixtures tests/fixtures --scale $world
+            theirs latents --world "$scratch"
+        done
+        theirs latents --world "$scratch" --compile $backend
+    fi
+    ;;
+*)
+    sed -n '2,14s/^# \{0,1\}//p' benches/run.sh >&2
+    exit 2
+    ;;
+esac
+"$python" benches/table.py "$results/measurements.jsonl" | tee "$results/table.md"
