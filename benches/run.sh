@@ -7,7 +7,7 @@
 # be made, SCALE one of
 #   small   a CPU: the demo's UNet, SDXL's at 0.3 of its width, SDXL's VAE and text encoders          (10 minutes)
 #   full    a CPU with 24 GiB: one forward of every network of SDXL at 1024 px, in bf16, from the disk (20 minutes)
-#   gpu     a GPU: every network at full size, and encode-latents as a whole                           (8 minutes)
+#   gpu     a GPU: every network at full size, encode-latents as a whole, a step of distillation       (9 minutes)
 #   proof   a CPU: every line of `gpu` with small networks, to see that the script works               (3 minutes)
 # THREADS and ONLY (a regular expression on the names below) may be set.
 set -euo pipefail
@@ -66,9 +66,9 @@ full)
     done
     ;;
 gpu | proof)
-    size=1024x1024 unet=full world=full images=512 batches=(--batch 1 --batch 4 --batch 8) repeat=(--repeat 10) backend=inductor
+    size=1024x1024 unet=full world=full images=512 batches=(--batch 1 --batch 4 --batch 8) repeat=(--repeat 10) micro=4 backend=inductor
     if [ "$scale" = proof ]; then
-        size=64x64 unet=small world=small images=16 batches=(--batch 1 --batch 2) repeat=(--repeat 1 --warmup 1)
+        size=64x64 unet=small world=small images=16 batches=(--batch 1 --batch 2) repeat=(--repeat 1 --warmup 1) micro=1
         # Inductor compiles C++ on a CPU, for many minutes.
         backend=eager
     fi
@@ -82,6 +82,9 @@ gpu | proof)
         once $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
         compiled $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
     done
+    step=(step --config benches/unet/$unet --size $size --dtype bf16)
+    once "${step[@]}" --trains lora --micro-batch $micro "${repeat[@]}"
+    once "${step[@]}" --trains full --micro-batch $micro --recompute "${repeat[@]}"
     if wanted latents; then
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT

@@ -12,7 +12,9 @@ from pathlib import Path
 rows = defaultdict(lambda: defaultdict(list))
 for line in Path(sys.argv[1]).read_text().splitlines():
     row = json.loads(line)
-    what = (row["network"], row["config"], row["size"], row["batch"], row["dtype"], row["device"])
+    measured = row.get("network") or f"step, trains {row['trains']}" + ", recomputing" * row["recompute"]
+    batch = row.get("batch") or row["micro_batch"]
+    what = (measured, row["config"], row["size"], batch, row["dtype"], row["device"])
     rows[what][row["program"]].append(row)
 
 print("| what | config | size | batch | dtype | device | program | median ms | fastest ms | peak MiB | load s | images/s |")

@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Checks and measures the full-size UNet on a GPU machine that has Python's torch 2.11 and nothing of ours.
+# Checks and measures a GPU machine that has Python's torch 2.11 and nothing of ours.
 #
-#   benches/gpu/run.sh pack       here: builds the program and lays everything that has to be carried into benches/gpu/carried
-#   benches/gpu/run.sh measure OUT    there: parity, then times beside eager and compiled diffusers, into OUT
+#   benches/gpu/run.sh pack                here: builds the benches and lays all that has to be carried into benches/gpu/carried
+#   benches/gpu/run.sh measure OUT [SCALE] there: parity, then times beside eager and compiled PyTorch, into OUT
 #
-# What is carried is under 60 MiB: the program, stripped, and the wheels of diffusers, which are plain Python.
+# What is carried is under 60 MiB: the programs, stripped, and the wheels of diffusers and peft, which are plain Python. The
+# other machine has torch 2.11, transformers and accelerate. SCALE is `gpu`, or `proof` to try the script on a CPU (see benches/run.sh).
 # PYTHON names the interpreter to use, python3 by default.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 carried=$here/carried
+benches=(networks latents step)
 case ${1:-} in
 pack)
     mkdir -p "$carried"
-    built=$(cargo build --release --locked --workspace --bench unet --message-format=json |
-        python3 -c 'import json, sys
+    for bench in "${benches[@]}"; do
+        built=$(cargo build --release --locked --workspace --bench "$bench" --message-format=json |
+            python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == "unet": print(message["executable"])' | tail -1)
-    strip -o "$carried/unet" "$built"
-    "${PYTHON:-python3}" -m pip download --quiet --no-deps --dest "$carried" diffusers==0.42.1 importlib_metadata zipp
+    if message.get("executable") and message["target"]["name"] == sys.argv[1]: print(message["executable"])' "$bench" | tail -1)
+        strip -o "$carried/$bench" "$built"
+    done
+    "${PYTHON:-python3}" -m pip download --quiet --no-deps --dest "$carried" diffusers==0.42.1 peft importlib_metadata zipp
     size=$(du -sm "$carried" | cut -f1)
     [ "$size" -le 60 ] || { echo "carried: $size MiB are more than 60" >&2; exit 1; }
     echo "$carried: $size MiB"
@@ -33,10 +37,10 @@ measure)
     site=$(mktemp -d)
     for wheel in "$carried"/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
     export PYTHONPATH=$site PYTHONUNBUFFERED=1
-    "$here/../unet/run.sh" "$carried/unet" "$python" "$out" cuda
+    "$here/../run.sh" "$carried" "$python" "$out" "${3:-gpu}"
     ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
