@@ -3,5 +3,7 @@
 mod bad_input;
 mod resume;
 mod rows;
+mod s3;
 mod server;
+mod stores;
 mod world;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use polars::prelude::{Column, df};
 use serde_json::Value;
 use shards::Index;
 
 use crate::server::{Answer, Server};
-use crate::world::{Row, World, jpeg};
+use crate::world::{Row, World, jpeg, write};
 
 fn reasons(world: &World) -> BTreeMap<String, u64> {
     let totals = world.index().totals;
@@ -149,12 +150,112 @@ fn the_recipe_may_ask_for_square_jpegs() {
 #[test]
 fn swapped_sizes_are_told() {
     let world = World::empty();
-    let url = world.server.route("/wide.jpg", Answer::ok(jpeg(300, 220, 1)));
-    let row = Row { width: Some(220.0), height: Some(300.0), ..Row::new(url, "a wide picture") };
-    world.laion("laion/a.parquet", &[row]);
+    let row = |name: &str, image: Vec<u8>, width: f64, height: f64| {
+        let url = world.server.route(name, Answer::ok(image));
+        Row { width: Some(width), height: Some(height), ..Row::new(url, "a picture of some shape") }
+    };
+    // A camera held on its side: EXIF's orientation 6, after the first marker.
+    let mut turned = jpeg(300, 220, 3);
+    let exif = b"\xFF\xE1\x00\x22Exif\0\0MM\0\x2A\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    turned.splice(2..2, exif.iter().copied());
+    world.laion(
+        "laion/a.parquet",
+        &[
+            row("/swapped.jpg", jpeg(300, 220, 1), 220.0, 300.0),
+            row("/right.jpg", jpeg(300, 220, 2), 300.0, 220.0),
+            row("/turned.jpg", turned, 300.0, 220.0),
+            row("/square.jpg", jpeg(300, 300, 4), 300.0, 300.0),
+        ],
+    );
     world.recipe("");
     world.curate(&[]).ends_with(0);
-    assert!(fs::read_to_string(world.curated("report.html")).unwrap().contains("1 of 1 images have the width"));
+    let report = fs::read_to_string(world.curated("report.html")).unwrap();
+    assert!(report.contains("Source 0: 1 of 2 images that are not square have the width"), "{report}");
+    assert_eq!(world.samples().len(), 4);
+}
+
+#[test]
+fn each_optional_filter_has_its_reason_and_its_reason_for_nothing_there() {
+    let world = World::empty();
+    let url = |n: u64| world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(256, 256, n)));
+    // Row 0 passes all; each of the others fails one.
+    let rows = 11;
+    let column = |name: &str, good: f64, bad: f64, at: usize| {
+        let values = (0..rows).map(|n| if n == at { Some(bad) } else { (n != at + 1).then_some(good) });
+        Column::new(name.into(), values.collect::<Vec<Option<f64>>>())
+    };
+    let label = |name: &str, good: &str, bad: &str, at: usize| {
+        let values = (0..rows).map(|n| if n == at { Some(bad) } else { (n != at + 1).then_some(good) });
+        Column::new(name.into(), values.map(|v| v.map(str::to_owned)).collect::<Vec<_>>())
+    };
+    let mut frame = df!(
+        "SAMPLE_ID" => (0..rows as i64).collect::<Vec<_>>(),
+        "URL" => (0..rows as u64).map(url).collect::<Vec<_>>(),
+        "TEXT" => vec!["some words about it"; rows],
+        "HEIGHT" => vec![256_i32; rows],
+        "WIDTH" => vec![256_i32; rows],
+    )
+    .unwrap();
+    for more in [
+        label("NSFW", "UNLIKELY", "NSFW", 1),
+        label("LANGUAGE", "EN", "de", 3),
+        column("similarity", 0.4, 0.2, 5),
+        column("pwatermark", 0.1, 0.9, 7),
+        column("punsafe", 0.1, 0.5, 9),
+    ] {
+        frame.with_column(more).unwrap();
+    }
+    write(&world.path("run/tables/laion/a.parquet"), &mut frame);
+    world.recipe("");
+    let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+    world.document(&recipe.replace(
+        "scores = [{ score = \"aesthetic_v2\", above = 5.5 }]",
+        "nsfw = [\"unlikely\"]\nlanguages = [\"en\"]\nscores = [{ score = \"similarity\", at_least = 0.3 }, \
+         { score = \"watermark\", below = 0.8 }, { score = \"punsafe\", below = 0.5 }]",
+    ));
+    let plan = world.curate(&["--plan"]).ends_with(0).stdout();
+    assert!(plan.contains("1   9.091%  null in pwatermark of source 0, 0 NaN or infinite"), "{plan}");
+    world.curate(&[]).ends_with(0);
+    let expected = [
+        "filter.language",
+        "filter.language_missing",
+        "filter.nsfw",
+        "filter.nsfw_missing",
+        "filter.punsafe",
+        "filter.punsafe_missing",
+        "filter.similarity",
+        "filter.similarity_missing",
+        "filter.watermark",
+        "filter.watermark_missing",
+    ];
+    assert_eq!(reasons(&world), expected.map(|reason| (reason.to_owned(), 1)).into());
+    assert_eq!(world.samples().len(), 1);
+}
+
+#[test]
+fn rows_that_repeat_an_url_have_keys_of_their_own() {
+    let world = World::empty();
+    let url = world.server.route("/a/b.c/d.jpg?of=/e/f", Answer::ok(jpeg(256, 256, 1)));
+    let other = world.server.route("/s00-000000001.jpg", Answer::ok(jpeg(256, 256, 2)));
+    let row = |url: &String| Row::new(url.clone(), "a picture told of twice");
+    world.laion("laion/a.parquet", &[row(&url), row(&url), row(&other)]);
+    world.laion("laion/b.parquet", &[row(&url), row(&other)]);
+    world.recipe("");
+    let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+    let source = &recipe[recipe.find("[[source]]").unwrap()..];
+    world.document(&format!("{recipe}{source}[duplicates]\nexact = false\n"));
+    world.curate(&[]).ends_with(0);
+    let samples = world.samples();
+    let keys: Vec<&str> = samples.iter().map(|s| s.key.as_str()).collect();
+    let of = |source: u64| (0..5).map(move |row| format!("s{source:02}-{row:09}"));
+    assert_eq!(keys, of(0).chain(of(1)).collect::<Vec<_>>());
+    world.curate(&["--verify"]).ends_with(0);
+
+    world.forget();
+    world.document(&format!("{recipe}{source}"));
+    world.curate(&[]).ends_with(0);
+    assert_eq!(reasons(&world), BTreeMap::from([("duplicate.exact".to_owned(), 8)]));
+    assert_eq!(world.samples().iter().map(|s| s.key.clone()).collect::<Vec<_>>(), ["s00-000000000", "s00-000000002"]);
 }
 
 #[test]

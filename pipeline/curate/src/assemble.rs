@@ -4,7 +4,7 @@
 //! of arrival, the number of connections or where an earlier process was killed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pixels::{Format, PerceptualHash};
 use serde::Serialize;
@@ -22,6 +22,7 @@ use crate::recipe::{Recipe, ShardRules, Store};
 use crate::record::{Answer, Measured, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId, Size};
 use crate::score::Score;
+use crate::target::Target;
 
 /// Puts answers in order into shards.
 pub struct Assembler<'a> {
@@ -30,6 +31,8 @@ pub struct Assembler<'a> {
     tally: Tally,
     rules: ShardRules,
     stored: Store,
+    target: &'a Target,
+    /// `RUN/curated/shards`.
     folder: PathBuf,
     shard: Option<OpenShard>,
     part: Option<Part>,
@@ -94,15 +97,16 @@ struct SampleRecord<'a> {
 }
 
 impl<'a> Assembler<'a> {
-    /// Goes on behind the published parts of `ledger`, which came to `tally`. Shards go to `folder/shards`.
-    pub fn resume(journal: &'a Journal, ledger: Ledger, tally: Tally, recipe: &Recipe, folder: &Path) -> Self {
+    /// Goes on behind the published parts of `ledger`, which came to `tally`. Shards go to `target`.
+    pub fn resume(journal: &'a Journal, ledger: Ledger, tally: Tally, recipe: &Recipe, target: &'a Target) -> Self {
         Assembler {
             journal,
             ledger,
             tally,
-            rules: recipe.shards,
+            rules: recipe.shards.clone(),
             stored: recipe.image.store,
-            folder: folder.join(SHARDS),
+            target,
+            folder: target.folder().join(SHARDS),
             shard: None,
             part: None,
             in_part: Vec::new(),
@@ -130,7 +134,7 @@ impl<'a> Assembler<'a> {
         };
         part.push(&entry)?;
         self.in_part.push(location);
-        if self.shard.as_ref().is_some_and(|s| s.is_full(self.rules)) {
+        if self.shard.as_ref().is_some_and(|s| s.is_full(&self.rules)) {
             self.commit()?;
         }
         Ok(matches!(entry.verdict, Verdict::Kept { .. }))
@@ -180,15 +184,21 @@ impl<'a> Assembler<'a> {
     /// Publishes the open shard, then the part of the ledger that names it, then forgets the frames behind it.
     fn commit(&mut self) -> Result<()> {
         let shard = self.shard.take().map(|shard| shard.writer.finish()).transpose()?;
+        if let Some(shard) = &shard {
+            self.target.store(shard)?;
+        }
         if let Some(part) = self.part.take() {
-            self.ledger.commit(part, shard)?;
+            self.ledger.commit(part, shard.clone())?;
+        }
+        if let Some(shard) = &shard {
+            self.target.forget(shard)?;
         }
         self.journal.release(&std::mem::take(&mut self.in_part))
     }
 }
 
 impl OpenShard {
-    fn is_full(&self, rules: ShardRules) -> bool {
+    fn is_full(&self, rules: &ShardRules) -> bool {
         self.writer.count() >= rules.samples || self.bytes >= rules.max_bytes
     }
 }

@@ -32,6 +32,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// An object store refuses, or cannot be reached.
+    #[error("{url}: {reason}")]
+    Store {
+        /// What was asked for.
+        url: String,
+        /// What the store said, in the words of somebody who has to mend it.
+        reason: String,
+        /// Whether recipe or environment are wrong, rather than the store or the network.
+        wrong: bool,
+    },
     /// The run folder holds the work of another recipe or of other tables.
     #[error(
         "{}: holds a run of another recipe: {}; choose another --run, or remove this folder",
@@ -86,9 +96,10 @@ impl Error {
             | Error::Table { .. }
             | Error::Changed { .. }
             | Error::Unfinished { .. }
-            | Error::InTheMiddle { .. } => 2,
+            | Error::InTheMiddle { .. }
+            | Error::Store { wrong: true, .. } => 2,
             Error::Interrupted => 130,
-            Error::Inconsistent { .. } | Error::Outage(_) | Error::Storage(_) => 1,
+            Error::Inconsistent { .. } | Error::Outage(_) | Error::Storage(_) | Error::Store { .. } => 1,
         }
     }
 

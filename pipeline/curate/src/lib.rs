@@ -6,9 +6,11 @@
 //! ```
 //!
 //! * [`recipe`]: what `data.toml` says, validated.
-//! * [`tables`], [`table`], [`scan`]: parquet files, their columns recognised, their rows filtered.
+//! * [`store`]: files of this machine and objects of S3, Google Cloud Storage, Azure and web servers.
+//! * [`tables`], [`table`], [`chunks`], [`scan`]: parquet files, their columns recognised, their rows filtered.
 //! * [`work`], [`measure`], [`caption`]: a row to an answer.
 //! * [`journal`], [`ledger`], [`assemble`], [`duplicates`]: answers to shards, exactly, across kills.
+//! * [`target`]: where the shards lie, here or in a store.
 //! * [`run`]: the order of it all; [`plan`]: what it would do, told from the tables alone;
 //!   [`refilter`]: the same over the answers of a finished run.
 //!
@@ -18,6 +20,7 @@
 
 pub mod assemble;
 pub mod caption;
+pub mod chunks;
 pub mod counts;
 pub mod duplicates;
 pub mod error;
@@ -39,6 +42,8 @@ pub mod samples;
 pub mod scan;
 pub mod score;
 pub mod stop;
+pub mod store;
 pub mod table;
 pub mod tables;
+pub mod target;
 pub mod work;

@@ -14,6 +14,10 @@ use curate::recipe::Recipe;
 use curate::run::{self, Answers, Outcome};
 use curate::stop::Stop;
 
+/// Buffers of megabytes come and go with every image and every column: their pages are kept.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Rows of LAION, COYO and DataComp to filtered, downloaded and checked image shards.
 ///
 /// Goes on where an earlier run stopped, and does nothing where all is done. Exit codes: 0 done, 1 failed,

@@ -1,5 +1,6 @@
 //! `curate --plan`: what a run would do, told from the tables alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::thread;
@@ -8,7 +9,7 @@ use crate::counts::Counts;
 use crate::error::Result;
 use crate::hosts::Hosts;
 use crate::recipe::{Recipe, Store};
-use crate::scan::scan;
+use crate::scan::{Unusable, scan};
 use crate::stop::Stop;
 use crate::tables::Tables;
 
@@ -39,6 +40,8 @@ pub struct Plan {
     pub reasons: Counts,
     /// Those that would be requested.
     pub requests: u64,
+    /// Of the number columns that a filter looks at, by source and name.
+    pub unusable: BTreeMap<(u16, String), Unusable>,
     hosts: Hosts,
     claimed_pixels: f64,
     claimed_sizes: u64,
@@ -55,6 +58,7 @@ pub fn plan(recipe: &Recipe, stop: &Stop) -> Result<Plan> {
         rows: 0,
         reasons: Counts::default(),
         requests: 0,
+        unusable: BTreeMap::new(),
         hosts: Hosts::default(),
         claimed_pixels: 0.0,
         claimed_sizes: 0,
@@ -64,6 +68,11 @@ pub fn plan(recipe: &Recipe, stop: &Stop) -> Result<Plan> {
         plan.rows += batch.rows;
         plan.reasons.add_all(&batch.rejected);
         plan.requests += batch.candidates.len() as u64;
+        for (column, found) in batch.unusable {
+            let all = plan.unusable.entry(column).or_default();
+            all.null += found.null;
+            all.not_finite += found.not_finite;
+        }
         for candidate in &batch.candidates {
             plan.hosts.add(candidate.host());
             if let Some(size) = candidate.claimed {
@@ -116,6 +125,13 @@ impl fmt::Display for Plan {
         )?;
         for (host, rows) in self.hosts.largest(HOSTS) {
             writeln!(f, "{rows:>14} {:>7.3}%  {host}", 100.0 * rows as f64 / self.requests.max(1) as f64)?;
+        }
+        for ((source, column), Unusable { null, not_finite }) in &self.unusable {
+            writeln!(
+                f,
+                "{null:>14} {:>7.3}%  null in {column} of source {source}, {not_finite} NaN or infinite",
+                share(*null)
+            )?;
         }
         let images = self.requests as f64 * ASSUMED.yielding;
         let cores = thread::available_parallelism().map_or(1, usize::from);

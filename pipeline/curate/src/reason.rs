@@ -45,8 +45,12 @@ pub enum Filter {
     NoUrl,
     /// The caption is null or blank.
     NoCaption,
+    /// There is no NSFW label.
+    NsfwMissing,
     /// The NSFW label is not among those admitted.
     Nsfw,
+    /// There is no language.
+    LanguageMissing,
     /// The language is not among those admitted.
     Language,
 }
@@ -147,7 +151,8 @@ impl Reason {
         let filters = [Filter::SizeMissing, Filter::TooSmall, Filter::AspectRatio]
             .into_iter()
             .chain(Score::ALL.into_iter().flat_map(|s| [Filter::ScoreMissing(s), Filter::Score(s)]))
-            .chain([Filter::NoUrl, Filter::NoCaption, Filter::Nsfw, Filter::Language]);
+            .chain([Filter::NoUrl, Filter::NoCaption])
+            .chain([Filter::NsfwMissing, Filter::Nsfw, Filter::LanguageMissing, Filter::Language]);
         let images =
             [Image::Format, Image::TooSmall, Image::AspectRatio, Image::Blurred, Image::NoSharpTile, Image::Upscaled];
         let captions = [Caption::TooShort, Caption::TooLong, Caption::TooFewWords, Caption::TooManyWords];
@@ -172,7 +177,9 @@ impl fmt::Display for Reason {
             Reason::Filter(Filter::AspectRatio) => "aspect_ratio",
             Reason::Filter(Filter::NoUrl) => "no_url",
             Reason::Filter(Filter::NoCaption) => "no_caption",
+            Reason::Filter(Filter::NsfwMissing) => "nsfw_missing",
             Reason::Filter(Filter::Nsfw) => "nsfw",
+            Reason::Filter(Filter::LanguageMissing) => "language_missing",
             Reason::Filter(Filter::Language) => "language",
             Reason::Fetch(class) => class.name(),
             Reason::Decode(name) => name,

@@ -220,8 +220,11 @@ pub struct DuplicateRules {
 }
 
 /// `[shards]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShardRules {
+    /// Folder of an object store where shards and results go; none for the run's own folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Most samples in a shard.
     pub samples: u64,
     /// A shard that has reached so many bytes of sample data is closed, too.

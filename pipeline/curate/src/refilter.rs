@@ -5,11 +5,10 @@
 //! was not kept: such rows are counted as `stored.never_asked` and `stored.file_not_kept`.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::{iter, thread};
 
-use shards::index::SHARDS;
 use shards::{ContentHash, Error as StorageError, Fingerprint, ShardReader};
 use tokio::sync::mpsc as feed;
 
@@ -23,6 +22,7 @@ use crate::recipe::Recipe;
 use crate::record::{Answer, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId};
 use crate::stop::Stop;
+use crate::target::Target;
 
 /// Entries of the ledger that are read ahead.
 const AHEAD: usize = 1024;
@@ -30,7 +30,7 @@ const AHEAD: usize = 1024;
 /// A finished run whose answers are used again.
 #[derive(Debug)]
 pub struct StoredRun {
-    folder: Folder,
+    target: Target,
     ledger: Ledger,
     /// Hash of its index.
     pub identity: ContentHash,
@@ -54,7 +54,7 @@ impl StoredRun {
         }
         let identity = ContentHash::of_file(folder.root.join(shards::index::INDEX))?;
         let ledger = Ledger::open(&folder.ledger(), 0)?;
-        Ok(StoredRun { folder, ledger, identity })
+        Ok(StoredRun { target: Target::of_run(&folder.root)?, ledger, identity })
     }
 
     /// Answers candidates, which come in the order of their keys, until they end or the run is to stop.
@@ -84,7 +84,7 @@ impl StoredRun {
                 });
             });
             let mut first_round = entries.into_iter().peekable();
-            let mut files = Files { folder: self.folder.root.join(SHARDS), open: None };
+            let mut files = Files { target: &self.target, open: None };
             let answer_all = || -> Result<()> {
                 collected?;
                 for candidate in iter::from_fn(|| candidates.blocking_recv()) {
@@ -118,7 +118,7 @@ fn is_rule(part: &str) -> bool {
         || part.ends_with(": filter")
 }
 
-fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files) -> Result<(Answer, Option<File<'static>>)> {
+fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files<'_>) -> Result<(Answer, Option<File<'static>>)> {
     let Some(Entry { record, verdict }) = stored else {
         return Ok((Answer::None(Rejection::plain(Reason::Stored(Stored::NeverAsked))), None));
     };
@@ -138,8 +138,8 @@ fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files) -> Result<(
 }
 
 /// Image files of shards, read forward where that is possible.
-struct Files {
-    folder: PathBuf,
+struct Files<'a> {
+    target: &'a Target,
     open: Option<OpenShard>,
 }
 
@@ -149,18 +149,18 @@ struct OpenShard {
     reader: ShardReader,
 }
 
-impl Files {
+impl Files<'_> {
     fn read(&mut self, shard: u64, place: u64) -> Result<Vec<u8>> {
-        let path = self.folder.join(format!("{shard:06}.tar"));
+        let name = format!("{shard:06}.tar");
         let mut open = match self.open.take() {
             Some(open) if open.number == shard && open.next <= place => open,
-            _ => OpenShard { number: shard, next: 0, reader: ShardReader::open(&path)? },
+            _ => OpenShard { number: shard, next: 0, reader: self.target.open(&name)? },
         };
         let sample = open.reader.nth((place - open.next) as usize).transpose()?;
         open.next = place + 1;
         self.open = Some(open);
         let image = sample.and_then(|s| s.parts.into_iter().find(|part| !matches!(part.ext.as_str(), "json" | "txt")));
-        image.map(|part| part.bytes).ok_or_else(|| missing(&path, place))
+        image.map(|part| part.bytes).ok_or_else(|| missing(Path::new(&name), place))
     }
 }
 

@@ -3,22 +3,20 @@
 mod survey;
 
 use std::fmt::Write;
-use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use html_escape::encode_text;
 use pixels::{Anchor, Limits};
-use shards::ShardReader;
 use shards::atomic::write_atomic;
-use shards::index::SHARDS;
 
 use crate::error::Result;
 use crate::folder::Totals;
 use crate::ledger::Ledger;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
-use survey::{Histogram, Picture, Survey};
+use crate::target::Target;
+use survey::{ClaimedSizes, Histogram, Picture, Survey};
 
 /// The file's name in `RUN/curated`.
 pub const REPORT: &str = "report.html";
@@ -44,7 +42,7 @@ svg { width: 100%; } svg text { font-size: 10px; fill: currentColor; } .k { fill
 ///
 /// # Errors
 /// [`Error::Storage`](crate::error::Error::Storage), also where a shard cannot be read for its thumbnails.
-pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, folder: &Path) -> Result<()> {
+pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, target: &Target) -> Result<()> {
     let mut survey = Survey::new(recipe);
     ledger.entries(|_, entry| {
         survey.note(&entry);
@@ -55,10 +53,10 @@ pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, folder: &Path)
     sizes(&mut html, &survey);
     histograms(&mut html, &survey.histograms);
     hosts(&mut html, &survey);
-    pictures(&mut html, "The sharpest samples", &survey.sharpest, folder)?;
-    pictures(&mut html, "The least sharp samples", &survey.blurriest, folder)?;
+    pictures(&mut html, "The sharpest samples", &survey.sharpest, target)?;
+    pictures(&mut html, "The least sharp samples", &survey.blurriest, target)?;
     let _ = write!(html, "<h2>The recipe</h2>\n<pre>{}</pre>\n</html>\n", encode_text(&recipe.to_toml()));
-    Ok(write_atomic(folder.join(REPORT), html.as_bytes())?)
+    Ok(write_atomic(target.folder().join(REPORT), html.as_bytes())?)
 }
 
 fn funnel(html: &mut String, totals: &Totals) {
@@ -98,12 +96,15 @@ fn funnel(html: &mut String, totals: &Totals) {
 }
 
 fn sizes(html: &mut String, survey: &Survey) {
-    if survey.swapped_sizes > 0 {
+    let swapped = survey.sizes.iter().filter(|(_, sizes)| sizes.swapped > 0);
+    for (at, (source, ClaimedSizes { images, swapped })) in swapped.enumerate() {
+        if at == 0 {
+            html.push_str("<h2>Sizes that the tables claim</h2>\n");
+        }
         let _ = writeln!(
             html,
-            "<h2>Sizes that the tables claim</h2>\n<p>{} of {} images have the width that the table calls their height and \
-             the other way round, as the first LAION releases do.</p>",
-            survey.swapped_sizes, survey.claimed_sizes
+            "<p>Source {source}: {swapped} of {images} images that are not square have the width that the table calls their \
+             height, and the other way round, as the first LAION releases do.</p>"
         );
     }
 }
@@ -178,7 +179,7 @@ fn hosts(html: &mut String, survey: &Survey) {
     html.push_str("</table>\n");
 }
 
-fn pictures(html: &mut String, title: &str, pictures: &[Picture], folder: &Path) -> Result<()> {
+fn pictures(html: &mut String, title: &str, pictures: &[Picture], target: &Target) -> Result<()> {
     if pictures.is_empty() {
         return Ok(());
     }
@@ -187,7 +188,7 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], folder: &Path)
         let _ = writeln!(
             html,
             "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{}\"><figcaption>{:.1} &middot; {} &middot; {}</figcaption></figure>",
-            STANDARD.encode(thumbnail(picture, folder)?),
+            STANDARD.encode(thumbnail(picture, target)?),
             picture.sharpness,
             picture.key,
             encode_text(&picture.caption),
@@ -198,9 +199,9 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], folder: &Path)
 }
 
 /// The middle of a sample as a small JPEG; empty where it does not decode, which its shard's check would tell.
-fn thumbnail(picture: &Picture, folder: &Path) -> Result<Vec<u8>> {
-    let path = folder.join(SHARDS).join(format!("{:06}.tar", picture.shard));
-    let sample = ShardReader::open(path)?.nth(picture.place as usize).transpose()?;
+fn thumbnail(picture: &Picture, target: &Target) -> Result<Vec<u8>> {
+    let mut shard = target.open(&format!("{:06}.tar", picture.shard))?;
+    let sample = shard.nth(picture.place as usize).transpose()?;
     let image = sample.iter().flat_map(|s| &s.parts).find(|part| !matches!(part.ext.as_str(), "json" | "txt"));
     // Whatever was kept once was within the recipe's limits.
     let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };

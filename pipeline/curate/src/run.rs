@@ -30,6 +30,7 @@ use crate::row::{Candidate, RowId};
 use crate::scan::scan;
 use crate::stop::Stop;
 use crate::tables::Tables;
+use crate::target::Target;
 use crate::work::{STOP_POLL, Worker};
 use crate::{refilter, report, samples};
 
@@ -74,10 +75,12 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
         fingerprint = fingerprint.with(refilter::SOURCE_PART, stored.identity);
     }
     let _lock = RunLock::acquire(&folder.root)?;
-    let task = match take_up(folder, &fingerprint, retry)? {
+    let task = match take_up(folder, &fingerprint, retry, recipe.shards.target.as_deref())? {
         Todo::Task(task) => task,
         Todo::Nothing(totals) => return Ok(Outcome::AlreadyDone(totals)),
     };
+    let target = Target::of_run(&folder.root)?;
+    target.clear_local_shards()?;
 
     let recipe = Arc::new(recipe);
     let ledger = Ledger::open(&folder.ledger(), task.round)?;
@@ -98,7 +101,7 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
     let progress = Progress::default();
     Progress::add(&progress.kept, tally.kept);
     Progress::add(&progress.rejected, tally.rejected.total());
-    let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &folder.root);
+    let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &target);
     let collection =
         Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress, stored };
     let (scanned, ledger, tally) = collection.run(assembler, held, &rows)?;
@@ -109,18 +112,19 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
     if totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
     }
-    publish(folder, &recipe, &ledger, &totals, fingerprint)?;
+    publish(&target, &recipe, &ledger, &totals, fingerprint)?;
     remove_journal(folder)?;
     Ok(Outcome::Finished(totals))
 }
 
 /// Publishes what is made from the ledger, the index last.
-fn publish(folder: &Folder, recipe: &Recipe, ledger: &Ledger, totals: &Totals, fingerprint: Fingerprint) -> Result<()> {
-    samples::publish(ledger, &folder.root.join(samples::SAMPLES))?;
-    report::publish(ledger, recipe, totals, &folder.root)?;
+fn publish(target: &Target, recipe: &Recipe, ledger: &Ledger, totals: &Totals, fingerprint: Fingerprint) -> Result<()> {
+    samples::publish(ledger, &target.folder().join(samples::SAMPLES))?;
+    report::publish(ledger, recipe, totals, target)?;
     let shards = ledger.shards.clone();
     let index = Index { format: FORMAT.to_owned(), version: VERSION, fingerprint, shards, totals: totals.clone() };
-    Ok(index.publish(&folder.root)?)
+    target.store_results(&index)?;
+    Ok(index.publish(target.folder())?)
 }
 
 /// What a run folder is being worked on for, as `journal/task.json` has it.
@@ -161,7 +165,12 @@ impl Rows {
 }
 
 /// Finds what there is to do: an unfinished task, a new one, or none. Refuses to mix the work of two recipes.
-fn take_up(folder: &Folder, fingerprint: &Fingerprint, retry: Option<Vec<Reason>>) -> Result<Todo> {
+fn take_up(
+    folder: &Folder,
+    fingerprint: &Fingerprint,
+    retry: Option<Vec<Reason>>,
+    target: Option<&str>,
+) -> Result<Todo> {
     let same_run = |recorded: &Fingerprint| {
         let differences = recorded.difference(fingerprint);
         if differences.is_empty() { Ok(()) } else { Err(Error::Changed { folder: folder.root.clone(), differences }) }
@@ -186,10 +195,12 @@ fn take_up(folder: &Folder, fingerprint: &Fingerprint, retry: Option<Vec<Reason>
             return Err(Error::Unfinished { folder: folder.root.clone() });
         }
         remove_folder(&folder.ledger())?;
+        Target::claim(&folder.root, target, fingerprint)?;
         return Ok(Todo::Task(begin(folder, fingerprint, 0, Vec::new(), None)?));
     };
     same_run(&index.fingerprint)?;
-    shards_in_place(folder, &index)?;
+    let target = Target::of_run(&folder.root)?;
+    index.shards.iter().try_for_each(|shard| target.look_at(shard))?;
     match retry {
         None => Ok(Todo::Nothing(index.totals)),
         Some(retry) => {
@@ -218,25 +229,14 @@ fn begin(
 /// The first thing that is not as the index says.
 pub fn verify(folder: &Folder) -> Result<Totals> {
     let index = folder.index()?.ok_or_else(|| Error::Unfinished { folder: folder.root.clone() })?;
-    index.verify_shards(&folder.root)?;
+    let target = Target::of_run(&folder.root)?;
+    index.shards.iter().try_for_each(|shard| target.verify(shard))?;
     let totals = &index.totals;
     if totals.kept != index.count() || totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root.join("index.json"), "the counts do not add up"));
     }
     samples::verify(&folder.root.join(samples::SAMPLES), totals)?;
     Ok(index.totals)
-}
-
-/// A cheap look at what [`verify`] proves.
-fn shards_in_place(folder: &Folder, index: &Index<Totals>) -> Result<()> {
-    for (at, entry) in index.shards.iter().enumerate() {
-        let path = index.shard_path(&folder.root, at);
-        let found = fs::metadata(&path).map_err(StorageError::io("find", &path))?.len();
-        if found != entry.bytes {
-            return Err(Error::inconsistent(&path, format!("has {found} bytes, the index says {}", entry.bytes)));
-        }
-    }
-    Ok(())
 }
 
 fn remove_journal(folder: &Folder) -> Result<()> {

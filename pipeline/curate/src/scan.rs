@@ -1,11 +1,18 @@
 //! Tables to candidates: a few row groups at a time, numbers first, text only where numbers pass.
+//!
+//! Readers take the row groups in turn, each on a thread of its own, and what they find is handed out in the order
+//! of the rows. A reader is at most two batches ahead, so that memory is bounded by the batches and not by the
+//! tables.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
-use polars::prelude::{BooleanChunked, DataFrame, DataType, NewChunkedArray, PlSmallStr, StringChunked};
+use polars::prelude::{DataType, Series, StringChunked};
 
 use crate::caption;
+use crate::chunks::{ColumnChunks, GroupReader};
 use crate::counts::Counts;
 use crate::error::{Error, Result};
 use crate::reason::{Filter, Reason};
@@ -15,9 +22,16 @@ use crate::score::Score;
 use crate::table::Field;
 use crate::tables::{OpenSource, Table, Tables};
 
-/// Rows that are read at once. Bounds memory: about 8 bytes for each number column and row, and the text of
-/// the rows that pass.
-const BATCH_ROWS: usize = 1 << 19;
+/// Most threads that read. Each holds the columns of one slice, so their number bounds memory, too.
+const READERS: usize = 3;
+/// Row groups with fewer rows than this are handed to a reader together.
+const TASK_ROWS: usize = 1 << 19;
+/// Most rows that are read at once: 8 bytes for each of them and each number column.
+const SLICE_ROWS: usize = 1 << 20;
+/// Most bytes of text, before compression, of the rows that are read at once.
+const SLICE_TEXT: u64 = 256 << 20;
+/// Most candidates in a batch.
+const BATCH: usize = 1 << 15;
 
 /// What a stretch of rows came to.
 #[derive(Debug, Default)]
@@ -28,91 +42,155 @@ pub struct Batch {
     pub rejected: Counts,
     /// Those that did, in order.
     pub candidates: Vec<Candidate>,
+    /// Of the number columns that a filter looks at, by source and name.
+    pub unusable: BTreeMap<(u16, String), Unusable>,
+}
+
+/// Values of a column that pass no threshold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unusable {
+    /// Absent.
+    pub null: u64,
+    /// NaN or infinite.
+    pub not_finite: u64,
 }
 
 /// Filters every table in order and hands out batch after batch, until `each` breaks.
 ///
 /// # Errors
-/// [`Error::Table`] for a table that cannot be read to its end.
+/// [`Error::Table`] for a table that cannot be read to its end; [`Error::Store`].
 pub fn scan(tables: &Tables, captions: &CaptionRules, mut each: impl FnMut(Batch) -> ControlFlow<()>) -> Result<()> {
-    for source in &tables.sources {
-        for table in &source.tables {
-            for (offset, len) in stretches(&table.row_groups) {
-                if each(Stretch::new(source, captions, table, offset, len).filter()?).is_break() {
+    let tasks = tasks(tables);
+    let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS).min(tasks.len());
+    thread::scope(|scope| {
+        let inboxes: Vec<_> = (0..readers)
+            .map(|first| {
+                let (outbox, inbox) = sync_channel(1);
+                let tasks = tasks.iter().skip(first).step_by(readers);
+                scope.spawn(move || read(tasks, captions, &outbox));
+                inbox
+            })
+            .collect();
+        for inbox in inboxes.iter().cycle().take(tasks.len()) {
+            // A channel that closes early is one whose reader has panicked, which the scope tells.
+            while let Some(batch) = inbox.recv().unwrap_or(Ok(None))? {
+                if each(batch).is_break() {
                     return Ok(());
                 }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-/// Cuts a file into stretches of about [`BATCH_ROWS`]: small row groups together, large ones in pieces.
-fn stretches(row_groups: &[usize]) -> Vec<(usize, usize)> {
-    let mut stretches = Vec::new();
-    let (mut offset, mut pending) = (0, 0);
-    let mut cut = |offset: &mut usize, len: usize| {
-        stretches.push((*offset, len));
-        *offset += len;
-    };
-    for &rows in row_groups {
-        if pending > 0 && pending + rows > BATCH_ROWS {
-            cut(&mut offset, std::mem::take(&mut pending));
-        }
-        pending += rows;
-        while pending > BATCH_ROWS {
-            cut(&mut offset, BATCH_ROWS);
-            pending -= BATCH_ROWS;
-        }
-    }
-    if pending > 0 {
-        cut(&mut offset, pending);
-    }
-    stretches
+/// Row groups of one table for one reader.
+struct Task<'a> {
+    source: &'a OpenSource,
+    table: &'a Table,
+    groups: Range<usize>,
+    /// Row of the source at which they begin.
+    first_row: u64,
 }
 
-/// Rows `offset..offset + len` of one table on their way through the filter.
-struct Stretch<'a> {
+fn tasks(tables: &Tables) -> Vec<Task<'_>> {
+    let mut tasks = Vec::new();
+    for (source, table) in tables.sources.iter().flat_map(|s| s.tables.iter().map(move |table| (s, table))) {
+        let (mut first, mut first_row, mut rows) = (0, table.first_row, 0);
+        for (group, &more) in table.row_groups.iter().enumerate() {
+            rows += more;
+            if rows >= TASK_ROWS || group + 1 == table.row_groups.len() {
+                tasks.push(Task { source, table, groups: first..group + 1, first_row });
+                (first, first_row, rows) = (group + 1, first_row + rows as u64, 0);
+            }
+        }
+    }
+    tasks
+}
+
+/// What a reader sends: batches and, after each task, `None`.
+type Found = Result<Option<Batch>>;
+
+/// Reads until the tasks end, one fails, or nobody listens any more.
+fn read<'a>(tasks: impl Iterator<Item = &'a Task<'a>>, captions: &CaptionRules, outbox: &SyncSender<Found>) {
+    for task in tasks {
+        let end = task.read(captions, |batch| match outbox.send(Ok(Some(batch))) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        });
+        let failed = end.is_err();
+        if outbox.send(end.map(|()| None)).is_err() || failed {
+            return;
+        }
+    }
+}
+
+impl Task<'_> {
+    fn read(&self, captions: &CaptionRules, mut emit: impl FnMut(Batch) -> ControlFlow<()>) -> Result<()> {
+        let mut first_row = self.first_row;
+        for group in self.groups.clone() {
+            let rows = self.table.row_groups[group];
+            let mut reader = GroupReader::new(&self.table.blob, group, rows);
+            for slice in slices(rows, self.text_bytes(group)) {
+                let stretch = Stretch {
+                    source: self.source.index,
+                    filter: &self.source.filter,
+                    captions,
+                    table: self.table,
+                    reader: &mut reader,
+                    first_row: first_row + slice.start as u64,
+                    numbers: HashMap::new(),
+                    unusable: BTreeMap::new(),
+                    fates: vec![0; slice.len()],
+                    reasons: Vec::new(),
+                    rows: slice,
+                };
+                if stretch.filter(&mut emit)?.is_break() {
+                    return Ok(());
+                }
+            }
+            first_row += rows as u64;
+        }
+        Ok(())
+    }
+
+    fn text_bytes(&self, group: usize) -> u64 {
+        let columns = [Field::Url, Field::Caption].into_iter().filter_map(|field| self.table.columns.get(field));
+        columns.map(|column| self.table.chunks(column).uncompressed(group)).sum()
+    }
+}
+
+/// Cuts a row group so that neither rows nor text of a slice are too many: usually not at all.
+fn slices(rows: usize, text_bytes: u64) -> impl Iterator<Item = Range<usize>> {
+    let pieces = rows.div_ceil(SLICE_ROWS).max(text_bytes.div_ceil(SLICE_TEXT) as usize).max(1);
+    let most = rows.div_ceil(pieces).max(1);
+    (0..rows).step_by(most).map(move |start| start..rows.min(start + most))
+}
+
+/// Rows of one row group on their way through the filter.
+struct Stretch<'a, 'r> {
     source: u16,
     filter: &'a RowFilter,
     captions: &'a CaptionRules,
     table: &'a Table,
-    offset: usize,
-    len: usize,
+    reader: &'r mut GroupReader<'a>,
+    /// Of the row group.
+    rows: Range<usize>,
+    /// Row of the source at which they begin.
+    first_row: u64,
     /// Number columns read so far, with NaN for null.
     numbers: HashMap<&'a str, Vec<f64>>,
+    unusable: BTreeMap<(u16, String), Unusable>,
     /// For each row 0 while it passes, else 1 + the index of its reason.
     fates: Vec<u8>,
     reasons: Vec<Reason>,
 }
 
-impl<'a> Stretch<'a> {
-    fn new(
-        source: &'a OpenSource,
-        captions: &'a CaptionRules,
-        table: &'a Table,
-        offset: usize,
-        len: usize,
-    ) -> Stretch<'a> {
-        Stretch {
-            source: source.index,
-            filter: &source.filter,
-            captions,
-            table,
-            offset,
-            len,
-            numbers: HashMap::new(),
-            fates: vec![0; len],
-            reasons: Vec::new(),
-        }
-    }
-
-    fn filter(mut self) -> Result<Batch> {
+impl<'a> Stretch<'a, '_> {
+    /// Hands out the candidates, and with the last of them what became of the other rows.
+    fn filter(mut self, emit: &mut impl FnMut(Batch) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
         self.filter_by_numbers()?;
-        let mut candidates = Vec::new();
-        if let Some(first) = self.fates.iter().position(|&fate| fate == 0) {
-            let last = self.fates.iter().rposition(|&fate| fate == 0).unwrap_or(first);
-            candidates = self.filter_by_text(first, last + 1)?;
+        if self.fates.contains(&0) && self.filter_by_text(emit)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
         let mut rows_by_fate = [0; 256];
         self.fates.iter().for_each(|&fate| rows_by_fate[usize::from(fate)] += 1);
@@ -120,7 +198,7 @@ impl<'a> Stretch<'a> {
         for (at, reason) in self.reasons.iter().enumerate() {
             rejected.add(*reason, rows_by_fate[at + 1]);
         }
-        Ok(Batch { rows: self.len as u64, rejected, candidates })
+        Ok(emit(Batch { rows: self.rows.len() as u64, rejected, unusable: self.unusable, candidates: Vec::new() }))
     }
 
     fn filter_by_numbers(&mut self) -> Result<()> {
@@ -132,7 +210,7 @@ impl<'a> Stretch<'a> {
         let by_score: Vec<_> =
             scores.iter().filter_map(|t| columns.get(Field::Score(t.score)).map(|column| (t, column))).collect();
         let wanted = sizes.into_iter().flat_map(|(w, h)| [w, h]).chain(by_score.iter().map(|(_, column)| *column));
-        self.read_numbers(wanted.collect(), 0, self.len)?;
+        self.read_numbers(wanted.collect())?;
 
         if let Some((width, height)) = sizes {
             let missing = self.code(Reason::Filter(Filter::SizeMissing));
@@ -166,8 +244,8 @@ impl<'a> Stretch<'a> {
         Ok(())
     }
 
-    /// Looks at the text of rows `start..end` that still pass, and makes candidates of those that stay.
-    fn filter_by_text(&mut self, start: usize, end: usize) -> Result<Vec<Candidate>> {
+    /// Looks at the text of the rows that still pass, and makes candidates of those that stay.
+    fn filter_by_text(&mut self, emit: &mut impl FnMut(Batch) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
         let columns = &self.table.columns;
         let url = columns.require(Field::Url).map_err(|e| self.wrong(e))?;
         let caption = columns.require(Field::Caption).map_err(|e| self.wrong(e))?;
@@ -176,25 +254,25 @@ impl<'a> Stretch<'a> {
         let size = columns.get(Field::Width).zip(columns.get(Field::Height));
         let scores: Vec<(Score, &str)> = columns.scores().collect();
 
-        let rows: Vec<usize> = (start..end).filter(|&row| self.fates[row] == 0).collect();
-        let passing = PassingRows { start, end, mask: self.fates[start..end].iter().map(|&fate| fate == 0).collect() };
+        let passing: Vec<bool> = self.fates.iter().map(|&fate| fate == 0).collect();
+        let rows = (0..passing.len()).filter(|&row| passing[row]);
         let text_columns: Vec<&str> = [Some(url), Some(caption), nsfw, language].into_iter().flatten().collect();
-        let texts = self.read_passing(text_columns, &passing)?;
+        let texts = self.read_texts(text_columns, &passing)?;
         let number_columns = size.into_iter().flat_map(|(w, h)| [w, h]).chain(scores.iter().map(|(_, c)| *c));
         let numbers = self.read_passing_numbers(number_columns.collect(), &passing)?;
 
-        let text = |column: &str| self.strings(&texts, column);
-        let (url, caption) = (text(url)?, text(caption)?);
         let labels = [
-            (nsfw.map(&text).transpose()?, &self.filter.nsfw, Filter::Nsfw),
-            (language.map(&text).transpose()?, &self.filter.languages, Filter::Language),
+            (nsfw.map(|column| &texts[column]), &self.filter.nsfw, Filter::NsfwMissing, Filter::Nsfw),
+            (language.map(|column| &texts[column]), &self.filter.languages, Filter::LanguageMissing, Filter::Language),
         ];
+        let (url, caption) = (&texts[url], &texts[caption]);
         let mut candidates = Vec::new();
         let mut fates = Vec::new();
-        for (at, &row) in rows.iter().enumerate() {
+        for (at, row) in rows.enumerate() {
             let (url, caption) = (url.get(at).unwrap_or_default(), caption.get(at).unwrap_or_default());
-            let unwanted = labels.iter().find_map(|(column, admitted, reason)| {
+            let unwanted = labels.iter().find_map(|(column, admitted, missing, unwanted)| {
                 let label = column.as_ref()?.get(at).unwrap_or_default();
+                let reason = if label.is_empty() { missing } else { unwanted };
                 (!admitted.iter().any(|a| a.eq_ignore_ascii_case(label))).then_some(*reason)
             });
             let cleaned = caption::clean(caption, &self.captions.rules);
@@ -213,7 +291,7 @@ impl<'a> Stretch<'a> {
             }
             let number = |column: &str| numbers.get(column).map(|values| values[at]);
             candidates.push(Candidate {
-                key: RowId { source: self.source, row: self.table.first_row + (self.offset + row) as u64 },
+                key: RowId { source: self.source, row: self.first_row + row as u64 },
                 url: url.trim().to_owned(),
                 caption: cleaned,
                 caption_original: caption.to_owned(),
@@ -223,11 +301,17 @@ impl<'a> Stretch<'a> {
                     .filter_map(|(score, column)| Some((*score, number(column).filter(|v| v.is_finite())?)))
                     .collect::<BTreeMap<_, _>>(),
             });
+            if candidates.len() == BATCH {
+                let candidates = std::mem::take(&mut candidates);
+                if emit(Batch { candidates, ..Batch::default() }).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
         }
         for (row, reason) in fates {
             self.fates[row] = self.code(reason);
         }
-        Ok(candidates)
+        Ok(emit(Batch { candidates, ..Batch::default() }))
     }
 
     /// The code of a reason among the fates.
@@ -239,76 +323,76 @@ impl<'a> Stretch<'a> {
         u8::try_from(at + 1).expect("fewer than 255 reasons")
     }
 
-    fn read_numbers(&mut self, columns: Vec<&'a str>, start: usize, end: usize) -> Result<()> {
-        if columns.is_empty() {
-            return Ok(());
-        }
-        let frame = self.table.read(&unique(columns.clone()), self.offset + start, end - start)?;
-        for column in columns {
-            let values = self.floats(&frame, column)?;
+    /// Reads columns at the rows of this stretch, or at those of them that pass.
+    fn read(&mut self, columns: &[&'a str], passing: Option<&[bool]>) -> Result<Vec<Series>> {
+        let chunks: Vec<&ColumnChunks> = columns.iter().map(|column| self.table.chunks(column)).collect();
+        self.reader.read(&chunks, self.rows.clone(), passing)
+    }
+
+    fn read_numbers(&mut self, columns: Vec<&'a str>) -> Result<()> {
+        let columns = unique(columns);
+        for (column, values) in columns.iter().zip(self.read(&columns, None)?) {
+            let null = values.null_count() as u64;
+            let values = self.floats(&values)?;
+            let not_finite = values.iter().filter(|value| !value.is_finite()).count() as u64 - null;
+            self.unusable.insert((self.source, (*column).to_owned()), Unusable { null, not_finite });
             self.numbers.insert(column, values);
         }
         Ok(())
     }
 
     /// The number columns at the passing rows alone, whether they were read before or are read now.
-    fn read_passing_numbers(&self, columns: Vec<&'a str>, passing: &PassingRows) -> Result<HashMap<&'a str, Vec<f64>>> {
-        let (known, unknown): (Vec<_>, Vec<_>) = columns.into_iter().partition(|c| self.numbers.contains_key(c));
+    fn read_passing_numbers(&mut self, columns: Vec<&'a str>, passing: &[bool]) -> Result<HashMap<&'a str, Vec<f64>>> {
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            unique(columns).into_iter().partition(|column| self.numbers.contains_key(column));
         let mut numbers = HashMap::new();
         for column in known {
-            let all = &self.numbers[column][passing.start..passing.end];
-            let kept = all.iter().zip(&passing.mask).filter(|(_, keep)| **keep).map(|(value, _)| *value);
+            let kept = self.numbers[column].iter().zip(passing).filter(|(_, keep)| **keep).map(|(value, _)| *value);
             numbers.insert(column, kept.collect());
         }
-        if !unknown.is_empty() {
-            let frame = self.read_passing(unknown.clone(), passing)?;
-            for column in unknown {
-                numbers.insert(column, self.floats(&frame, column)?);
-            }
+        for (column, values) in unknown.iter().zip(self.read(&unknown, Some(passing))?) {
+            numbers.insert(column, self.floats(&values)?);
         }
         Ok(numbers)
     }
 
-    fn read_passing(&self, columns: Vec<&str>, passing: &PassingRows) -> Result<DataFrame> {
-        let frame = self.table.read(&unique(columns), self.offset + passing.start, passing.end - passing.start)?;
-        let mask = BooleanChunked::from_slice(PlSmallStr::EMPTY, &passing.mask);
-        frame.filter(&mask).map_err(|e| self.wrong(e))
+    fn read_texts(&mut self, columns: Vec<&'a str>, passing: &[bool]) -> Result<HashMap<&'a str, StringChunked>> {
+        let columns = unique(columns);
+        let texts = self.read(&columns, Some(passing))?;
+        let one = |(column, text): (&&'a str, Series)| {
+            let text = text.str().map_err(|e| self.wrong(e))?;
+            Ok((*column, text.rechunk().into_owned()))
+        };
+        columns.iter().zip(texts).map(one).collect()
     }
 
-    fn strings(&self, frame: &DataFrame, column: &str) -> Result<StringChunked> {
-        let column = frame.column(column).map_err(|e| self.wrong(e))?;
-        let text = column.str().map_err(|e| self.wrong(e))?.clone();
-        Ok(text.rechunk().into_owned())
-    }
-
-    fn floats(&self, frame: &DataFrame, column: &str) -> Result<Vec<f64>> {
-        let column = frame.column(column).map_err(|e| self.wrong(e))?.as_materialized_series();
+    fn floats(&self, values: &Series) -> Result<Vec<f64>> {
         macro_rules! widened {
-            ($chunked:ident) => {
-                column.$chunked().map_err(|e| self.wrong(e))?.iter().map(|v| v.map_or(f64::NAN, |v| v as f64)).collect()
-            };
+            ($chunked:ident) => {{
+                let mut wide = Vec::with_capacity(values.len());
+                for array in values.$chunked().map_err(|e| self.wrong(e))?.downcast_iter() {
+                    match array.validity() {
+                        Some(_) => wide.extend(array.iter().map(|v| v.map_or(f64::NAN, |v| *v as f64))),
+                        None => wide.extend(array.values_iter().map(|v| *v as f64)),
+                    }
+                }
+                wide
+            }};
         }
-        Ok(match column.dtype() {
+        Ok(match values.dtype() {
             DataType::Float64 => widened!(f64),
             DataType::Float32 => widened!(f32),
             DataType::Int64 => widened!(i64),
             DataType::Int32 => widened!(i32),
             DataType::UInt64 => widened!(u64),
             DataType::UInt32 => widened!(u32),
-            other => return Err(self.wrong(format!("column {} is of type {other}, not a number", column.name()))),
+            other => return Err(self.wrong(format!("column {} is of type {other}, not a number", values.name()))),
         })
     }
 
     fn wrong(&self, reason: impl ToString) -> Error {
-        Error::table(&self.table.path, reason)
+        Error::table(&self.table.blob.path(), reason)
     }
-}
-
-/// Which of the rows `start..end` of a stretch pass.
-struct PassingRows {
-    start: usize,
-    end: usize,
-    mask: Vec<bool>,
 }
 
 fn unique(mut columns: Vec<&str>) -> Vec<&str> {
@@ -443,15 +527,16 @@ mod tests {
     }
 
     #[test]
-    fn stretches_cover_every_row_once_and_stay_small() {
-        let huge = 3 * BATCH_ROWS + 17;
-        for groups in [vec![], vec![1], vec![BATCH_ROWS; 3], vec![100_000; 12], vec![5, huge, 5], vec![0, 0, 3]] {
+    fn slices_cover_every_row_once_and_stay_small() {
+        for (rows, text) in [(0, 0), (1, 1), (SLICE_ROWS, 5), (3 * SLICE_ROWS + 17, 0), (10, 40 * SLICE_TEXT)] {
             let mut next = 0;
-            for (offset, len) in stretches(&groups) {
-                assert!(offset == next && len > 0 && len <= BATCH_ROWS, "{groups:?}");
-                next += len;
+            for slice in slices(rows, text) {
+                let bytes = text * slice.len() as u64 / rows as u64;
+                assert!(slice.start == next && !slice.is_empty() && slice.len() <= SLICE_ROWS, "{rows} {slice:?}");
+                assert!(bytes <= SLICE_TEXT || slice.len() == 1, "{rows} {text} {slice:?}");
+                next = slice.end;
             }
-            assert_eq!(next, groups.iter().sum::<usize>());
+            assert_eq!(next, rows);
         }
     }
 }

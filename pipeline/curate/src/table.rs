@@ -4,7 +4,7 @@
 //! (`WIDTH` as i32, i64 or f64). Columns are found by name whatever their case, checked for their type once,
 //! before the first request, and read as what they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use polars::prelude::DataType;
@@ -204,6 +204,11 @@ impl Columns {
             ),
             _ => format!("has no column for {field}, which the filter names"),
         })
+    }
+
+    /// Every column that holds a field, once.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.values().map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
     /// The scores that the table has.

@@ -1,18 +1,15 @@
 //! The parquet files of a source: found, opened once, recognised, and made part of the fingerprint, all before
 //! the first request.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
 
-use polars::prelude::{DataFrame, DataType, ParquetReader, SerReader};
 use shards::{ContentHash, Fingerprint};
 
+use crate::chunks::{ColumnChunks, Footer};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, RowFilter, Source};
 use crate::row::RowId;
+use crate::store::{self, Blob};
 use crate::table::{Columns, Field};
 
 /// All tables of a recipe.
@@ -36,17 +33,18 @@ pub struct OpenSource {
 /// One parquet file whose columns are those that the recipe needs.
 #[derive(Debug)]
 pub struct Table {
-    /// The file.
-    pub path: PathBuf,
+    /// The file or object.
+    pub blob: Blob,
     /// Rows of the source before this file.
     pub first_row: u64,
     /// Sizes of the row groups, in order.
     pub row_groups: Vec<usize>,
     /// Where the fields are.
     pub columns: Columns,
-    /// Length and footer of the file: column statistics, offsets and schema. Another content with the same
-    /// footer does not happen by accident.
+    /// See [`Footer::identity`].
     pub identity: ContentHash,
+    /// Of the columns that hold fields, by name.
+    chunks: HashMap<String, ColumnChunks>,
 }
 
 impl Tables {
@@ -54,7 +52,7 @@ impl Tables {
     ///
     /// # Errors
     /// [`Error::NoTable`]; [`Error::Table`] for the first file that is no parquet, lacks a column or has it in
-    /// another type.
+    /// another type; [`Error::Store`].
     pub fn open(recipe: &Recipe) -> Result<Tables> {
         let sources = recipe
             .sources
@@ -80,7 +78,7 @@ impl Tables {
     pub fn add_to(&self, mut fingerprint: Fingerprint) -> Fingerprint {
         for source in &self.sources {
             for table in &source.tables {
-                let name = table.path.file_name().unwrap_or_default().to_string_lossy();
+                let name = table.blob.name();
                 // Row numbers make the keys, so a table that moves within its source is another input.
                 let part = format!("source {}: {name} from row {}", source.index, table.first_row);
                 fingerprint = fingerprint.with(part, table.identity);
@@ -93,10 +91,12 @@ impl Tables {
 impl OpenSource {
     fn open(at: usize, source: &Source) -> Result<OpenSource> {
         let index = u16::try_from(at).expect("a recipe has fewer than 65,536 sources");
+        let blobs = blobs(at, &source.paths)?;
+        let footers = Footer::read_all(&blobs)?;
         let mut tables = Vec::new();
         let mut first_row = 0;
-        for path in files(at, &source.paths)? {
-            let table = Table::open(path, first_row, source)?;
+        for (blob, footer) in blobs.into_iter().zip(footers) {
+            let table = Table::open(blob, &footer, first_row, source)?;
             first_row += table.rows();
             tables.push(table);
         }
@@ -105,23 +105,17 @@ impl OpenSource {
 }
 
 impl Table {
-    fn open(path: PathBuf, first_row: u64, source: &Source) -> Result<Table> {
-        let wrong = |reason: String| Error::table(&path, reason);
-        let mut file = File::open(&path).map_err(|e| wrong(format!("cannot be opened: {e}")))?;
-        let identity = identity(&mut file).map_err(wrong)?;
-        let mut reader = ParquetReader::new(file);
-        let (schema, row_groups) = guarded(&path, || {
-            let schema = reader.schema()?;
-            let row_groups: Vec<usize> = reader.get_metadata()?.row_groups.iter().map(|g| g.num_rows()).collect();
-            Ok((schema, row_groups))
-        })?;
-        let columns: Vec<(String, DataType)> =
-            schema.iter_values().map(|field| (field.name.to_string(), DataType::from_arrow_field(field))).collect();
-        let columns = Columns::find(source.kind, &source.columns, &columns).map_err(wrong)?;
+    fn open(blob: Blob, footer: &Footer, first_row: u64, source: &Source) -> Result<Table> {
+        let wrong = |reason: String| Error::table(&blob.path(), reason);
+        let columns = Columns::find(source.kind, &source.columns, &footer.columns).map_err(wrong)?;
         for field in needed_by(&source.filter) {
             columns.require(field).map_err(wrong)?;
         }
-        Ok(Table { path, first_row, row_groups, columns, identity })
+        let row_groups = footer.row_groups.clone();
+        // A table without rows has no column chunks either.
+        let names = columns.names().filter(|_| !row_groups.is_empty());
+        let chunks = names.map(|name| Ok((name.to_owned(), footer.column(&blob, name)?))).collect::<Result<_>>()?;
+        Ok(Table { first_row, row_groups, columns, identity: footer.identity, chunks, blob })
     }
 
     /// The number of rows.
@@ -129,18 +123,9 @@ impl Table {
         self.row_groups.iter().map(|&rows| rows as u64).sum()
     }
 
-    /// Reads `len` rows of some columns, from row `offset` of this file on.
-    ///
-    /// # Errors
-    /// [`Error::Table`] for what cannot be read; a panic inside the reader is one as well.
-    pub fn read(&self, columns: &[&str], offset: usize, len: usize) -> Result<DataFrame> {
-        let file = File::open(&self.path).map_err(|e| Error::table(&self.path, format!("cannot be opened: {e}")))?;
-        guarded(&self.path, || {
-            ParquetReader::new(file)
-                .with_columns(Some(columns.iter().map(|&c| c.to_owned()).collect()))
-                .with_slice(Some((offset, len)))
-                .finish()
-        })
+    /// Where the values of a column lie that holds a field.
+    pub fn chunks(&self, column: &str) -> &ColumnChunks {
+        &self.chunks[column]
     }
 }
 
@@ -159,55 +144,15 @@ fn needed_by(filter: &RowFilter) -> Vec<Field> {
     fields
 }
 
-/// Malformed files can make a parquet reader panic; that is an error of the file.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> polars::prelude::PolarsResult<T>) -> Result<T> {
-    // Sound to assert: what the closure borrowed mutably is dropped by the caller on error.
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::table(path, format!("cannot be read as parquet: {error}"))),
-        Err(_) => Err(Error::table(path, "cannot be read as parquet: the file is malformed")),
-    }
-}
-
-/// Hash over length and footer.
-fn identity(file: &mut File) -> std::result::Result<ContentHash, String> {
-    const TAIL: u64 = 8;
-    let failed = |e: std::io::Error| format!("cannot be read: {e}");
-    let not_parquet = || "cannot be read as parquet: it does not end as a parquet file does".to_owned();
-    let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    let mut read_at = |offset: u64, len: u64| {
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(len).read_to_end(&mut bytes)).map_err(failed)?;
-        Ok::<_, String>(bytes)
-    };
-    let tail = read_at(length.saturating_sub(TAIL), TAIL)?;
-    let (size, magic) = tail.split_first_chunk::<4>().ok_or_else(not_parquet)?;
-    let footer = u64::from(u32::from_le_bytes(*size));
-    let start = length.checked_sub(TAIL + footer).filter(|_| magic == b"PAR1").ok_or_else(not_parquet)?;
-    let mut identity = read_at(start, footer)?;
-    identity.extend(length.to_le_bytes());
-    Ok(ContentHash::of(&identity))
-}
-
-/// Files of the written paths: a file, a folder's `*.parquet`, or a glob; sorted, each once. Hidden files and
-/// checksums (`.crc`), which some data sets ship beside their tables, are passed over.
-fn files(source_index: usize, patterns: &[String]) -> Result<Vec<PathBuf>> {
-    let mut found: BTreeSet<PathBuf> = BTreeSet::new();
-    for pattern in patterns {
-        let none = || Error::NoTable { source_index, pattern: pattern.clone() };
-        let folder = Path::new(pattern).is_dir();
-        let expanded = if folder { format!("{}/*.parquet", glob::Pattern::escape(pattern)) } else { pattern.clone() };
-        let matches = glob::glob(&expanded).map_err(|_| none())?;
-        let before = found.len();
-        found.extend(matches.filter_map(|path| path.ok()).filter(|path| is_table(path)));
-        if found.len() == before {
-            return Err(none());
+/// What the paths of a source lead to, each once, in the order of their names.
+fn blobs(source_index: usize, paths: &[String]) -> Result<Vec<Blob>> {
+    let mut found = BTreeMap::new();
+    for path in paths {
+        let blobs = store::find(path)?;
+        if blobs.is_empty() {
+            return Err(Error::NoTable { source_index, pattern: path.clone() });
         }
+        found.extend(blobs.into_iter().map(|blob| (blob.path(), blob)));
     }
-    Ok(found.into_iter().collect())
-}
-
-fn is_table(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.is_file() && !name.starts_with('.') && !name.starts_with('_') && !name.ends_with(".crc")
+    Ok(found.into_values().collect())
 }

@@ -87,10 +87,15 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 /// [`Error::Io`], or [`Error::Malformed`] where the value has no JSON form.
 pub fn write_json(path: impl AsRef<Path>, value: &impl serde::Serialize) -> Result<()> {
     let path = path.as_ref();
+    write_atomic(path, &json_bytes(path, value)?)
+}
+
+/// What [`write_json`] writes.
+pub(crate) fn json_bytes(path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::Malformed { path: path.to_owned(), reason: e.to_string() })?;
     text.push(b'\n');
-    write_atomic(path, &text)
+    Ok(text)
 }
 
 /// Reads a JSON document.

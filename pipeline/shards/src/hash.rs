@@ -27,11 +27,19 @@ impl ContentHash {
     /// [`Error::Io`].
     pub fn of_file(path: impl AsRef<Path>) -> Result<ContentHash> {
         let path = path.as_ref();
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        ContentHash::of_rest(file).map_err(Error::io("read", path))
+    }
+
+    /// Of all that is left to read.
+    ///
+    /// # Errors
+    /// The reader's.
+    pub fn of_rest(mut reader: impl Read) -> io::Result<ContentHash> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         loop {
-            match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            match reader.read(&mut buffer)? {
                 0 => return Ok(ContentHash(hasher.finalize().into())),
                 n => hasher.update(&buffer[..n]),
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{read_json, write_json};
+use crate::atomic::{json_bytes, read_json, write_json};
 use crate::fingerprint::Fingerprint;
 use crate::shard::{ShardEntry, verify};
 use crate::{Error, Result};
@@ -38,6 +38,14 @@ impl<T: Serialize> Index<T> {
     /// [`Error::Io`].
     pub fn publish(&self, folder: impl AsRef<Path>) -> Result<()> {
         write_json(folder.as_ref().join(INDEX), self)
+    }
+
+    /// The bytes that [`publish`](Index::publish) writes, for a place that is no folder of this machine.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] where the totals have no JSON form.
+    pub fn to_bytes(&self, place: &Path) -> Result<Vec<u8>> {
+        json_bytes(place, self)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writing, reading and verifying one shard.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -154,11 +154,17 @@ impl ShardReader {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<ShardReader> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        Ok(ShardReader::of_file(file, path))
+    }
+
+    /// Reads a shard that is open already, from where the file stands. Errors call it `path`.
+    pub fn of_file(file: File, path: impl AsRef<Path>) -> ShardReader {
         let path = path.as_ref().to_owned();
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
         let ended = std::rc::Rc::new(std::cell::Cell::new(false));
         let reader = EndWatch { inner: BufReader::with_capacity(1 << 18, file), ended: ended.clone() };
-        Ok(ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false })
+        ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false }
     }
 
     fn advance(&mut self) -> Result<Option<Sample>> {
@@ -241,22 +247,27 @@ impl<R: Read> Read for EndWatch<R> {
 /// [`Error::Io`] where it is missing, [`Error::Checksum`], [`Error::Count`], or what [`ShardReader`] finds.
 pub fn verify(folder: impl AsRef<Path>, entry: &ShardEntry) -> Result<()> {
     let path = folder.as_ref().join(&entry.name);
-    verify_hash(&path, entry.sha256)?;
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    verify_file(file, &path, entry)
+}
+
+/// As [`verify`], for a shard that is open already. Errors call it `path`.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_file(mut file: File, path: &Path, entry: &ShardEntry) -> Result<()> {
+    let found = ContentHash::of_rest(&file).map_err(Error::io("read", path))?;
+    if found != entry.sha256 {
+        return Err(Error::Checksum { path: path.to_owned(), expected: entry.sha256, found });
+    }
+    file.rewind().map_err(Error::io("read", path))?;
     let mut found = 0;
-    for sample in ShardReader::open(&path)? {
+    for sample in ShardReader::of_file(file, path) {
         sample?;
         found += 1;
     }
     if found != entry.count {
-        return Err(Error::Count { path, expected: entry.count, found });
-    }
-    Ok(())
-}
-
-fn verify_hash(path: &Path, expected: ContentHash) -> Result<()> {
-    let found = ContentHash::of_file(path)?;
-    if found != expected {
-        return Err(Error::Checksum { path: path.to_owned(), expected, found });
+        return Err(Error::Count { path: path.to_owned(), expected: entry.count, found });
     }
     Ok(())
 }

@@ -136,6 +136,7 @@ struct WrittenDuplicates {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct WrittenShards {
+    target: Option<String>,
     samples: Option<u64>,
     max_bytes: Option<u64>,
 }
@@ -326,7 +327,15 @@ impl WrittenDuplicates {
 
 impl WrittenShards {
     fn validate(self) -> Result<ShardRules, String> {
+        let remote = |url: &str| ["s3://", "gs://", "az://"].iter().any(|scheme| url.starts_with(scheme));
+        if let Some(other) = self.target.as_deref().filter(|url| !remote(url)) {
+            return Err(format!(
+                "shards.target: {other:?} is no folder of a store (s3://, gs:// or az://); on this machine, shards go \
+                 to the folder of --run"
+            ));
+        }
         Ok(ShardRules {
+            target: self.target,
             samples: at_least_one("shards.samples", self.samples.unwrap_or(1000))?,
             max_bytes: at_least_one("shards.max_bytes", self.max_bytes.unwrap_or(1 << 30))?,
         })

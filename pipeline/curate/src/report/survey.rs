@@ -20,14 +20,21 @@ pub struct Survey {
     pub histograms: Vec<Histogram>,
     /// Rows that failed to be fetched, by host.
     pub failures_by_host: Hosts,
-    /// Images whose real width and height are the table's height and width.
-    pub swapped_sizes: u64,
-    /// Images with a claimed size.
-    pub claimed_sizes: u64,
+    /// By source.
+    pub sizes: BTreeMap<u16, ClaimedSizes>,
     /// The sharpest samples, sharpest first.
     pub sharpest: Vec<Picture>,
     /// The least sharp samples, least sharp first.
     pub blurriest: Vec<Picture>,
+}
+
+/// Images that are not square and whose table claims a size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClaimedSizes {
+    /// All of them.
+    pub images: u64,
+    /// Those with the width that the table calls their height, and the other way round.
+    pub swapped: u64,
 }
 
 /// A sample to be shown.
@@ -136,8 +143,7 @@ impl Survey {
         Survey {
             histograms: histograms.collect(),
             failures_by_host: Hosts::default(),
-            swapped_sizes: 0,
-            claimed_sizes: 0,
+            sizes: BTreeMap::new(),
             sharpest: Vec::new(),
             blurriest: Vec::new(),
         }
@@ -161,11 +167,12 @@ impl Survey {
                 }
             }
         }
-        if let Some(claimed) = candidate.claimed {
-            let real = measured.size;
-            self.claimed_sizes += 1;
-            let swapped = claimed.width == real.height && claimed.height == real.width && real.width != real.height;
-            self.swapped_sizes += u64::from(swapped);
+        let real = measured.size;
+        // Tables were made without a look at EXIF: an image that lies on its side has both sizes by right.
+        if let Some(claimed) = candidate.claimed.filter(|_| measured.orientation < 5 && real.width != real.height) {
+            let sizes = self.sizes.entry(candidate.key.source).or_default();
+            sizes.images += 1;
+            sizes.swapped += u64::from(claimed.width == real.height && claimed.height == real.width);
         }
         if let (Verdict::Kept { shard, place }, Some(pixels)) = (&entry.verdict, measured.pixels) {
             let picture = Picture {
