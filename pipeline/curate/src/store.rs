@@ -45,6 +45,8 @@ fn told(url: &str, error: object_store::Error) -> Error {
     let denied = code("403 Forbidden") || code("401 Unauthorized");
     let (reason, wrong) = if code("NoSuchBucket") || code("ContainerNotFound") {
         ("there is no such bucket".to_owned(), true)
+    } else if code("latest/api/token") || code("latest/meta-data") || code("computeMetadata") {
+        (format!("no credentials: {}; this machine has none of its own ({text})", connect::CREDENTIALS), true)
     } else if denied || matches!(error, Cause::PermissionDenied { .. } | Cause::Unauthenticated { .. }) {
         (
             format!(
@@ -53,8 +55,6 @@ fn told(url: &str, error: object_store::Error) -> Error {
             ),
             true,
         )
-    } else if code("latest/api/token") || code("latest/meta-data") || code("computeMetadata") {
-        (format!("no credentials: {}; this machine has none of its own ({text})", connect::CREDENTIALS), true)
     } else {
         match error {
             Cause::NotFound { .. } => ("there is no such object".to_owned(), true),
