@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Mean and standard deviation of the channels that the published models were trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// `config.json` of a CLIP model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
