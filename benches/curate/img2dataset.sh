@@ -12,7 +12,7 @@ curate=$1 venv=$2 folder=$3 rounds=${4:-3}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$folder/tmp"
 [ -e "$folder/table.parquet" ] || "$venv/bin/python" "$here/peer/make_world.py" "$folder"
-/usr/sbin/nginx -p "$folder" -c "$here/peer/nginx.conf" & nginx=$!
+/usr/sbin/nginx -p "$folder" -e nginx.log -c "$here/peer/nginx.conf" -g "user $(id -un) $(id -gn);" 2> /dev/null & nginx=$!
 trap 'kill $nginx; wait' EXIT
 sleep 1
 results=$folder/results.txt
@@ -22,7 +22,7 @@ timed() { name=$1; shift; /usr/bin/time -a -o "$results" -f "$name: %e s wall, %
 { date -u +%F; grep -m1 'model name' /proc/cpuinfo; nproc; du -sk "$folder/www"; } >> "$results"
 for round in $(seq "$rounds"); do
     rm -rf "$folder/out"
-    mkdir -p "$folder/out"
+    mkdir -p "$folder/out/square" "$folder/out/original"
     NO_ALBUMENTATIONS_UPDATE=1 timed img2dataset "$venv/bin/img2dataset" --url_list "$folder/table.parquet" \
         --input_format parquet --url_col URL --caption_col TEXT --output_format webdataset \
         --output_folder "$folder/out/img2dataset" --processes_count 2 --thread_count 16 --image_size 1024 \

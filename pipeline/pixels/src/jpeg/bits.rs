@@ -56,6 +56,13 @@ impl<'a> Bits<'a> {
         value
     }
 
+    /// Passes over some bits.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, bits: u32) {
+        self.buffer <<= bits;
+        self.count -= bits;
+    }
+
     /// Takes one bit, loading more where there is none.
     #[inline(always)]
     pub(super) fn take_bit(&mut self) -> bool {

@@ -9,6 +9,7 @@
 mod bits;
 mod dct;
 mod huffman;
+mod pairs;
 mod planes;
 mod scans;
 mod segments;

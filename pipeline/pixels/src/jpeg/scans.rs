@@ -114,9 +114,8 @@ impl Grid {
                     left &= left - 1;
                     levels[usize::from(ZIGZAG_TRANSPOSED[k])] = f32::from(block.coefficients[k]) * scale[k];
                 }
-                let last = 63 - (block.nonzero | 1).leading_zeros() as usize;
                 let (samples, stride) = band.block(0, column);
-                transform(&mut levels, last, samples, stride);
+                transform(&mut levels, block.nonzero & !1 == 0, samples, stride);
             }
             band.flush();
         }
