@@ -1,6 +1,7 @@
 //! What `curate` does, seen from outside: the real program, real tables, a real server on loopback.
 
 mod bad_input;
+mod placeholders;
 mod resume;
 mod rows;
 mod s3;

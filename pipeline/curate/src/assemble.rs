@@ -17,7 +17,7 @@ use crate::duplicates::Duplicates;
 use crate::error::Result;
 use crate::journal::{Journal, Location};
 use crate::ledger::{Entry, Ledger, Part};
-use crate::reason::{Reason, Stored};
+use crate::reason::{Duplicate, Reason, Stored};
 use crate::recipe::{Recipe, ShardRules, Store};
 use crate::record::{Answer, Measured, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId, Size};
@@ -58,6 +58,7 @@ impl Tally {
 
     /// Adds one row.
     pub fn note(&mut self, entry: &Entry) {
+        self.bring(&entry.record);
         match (&entry.verdict, &entry.record.answer) {
             (Verdict::Rejected(rejection), _) => self.rejected.add(rejection.reason, 1),
             (Verdict::Kept { .. }, Answer::Image(measured)) => {
@@ -66,6 +67,26 @@ impl Tally {
             }
             (Verdict::Kept { .. }, Answer::None(_)) => self.kept += 1,
         }
+    }
+}
+
+impl Tally {
+    /// Counts the URL of a row that brought an image.
+    fn bring(&mut self, record: &Record) {
+        if let Answer::Image(measured) = &record.answer {
+            self.duplicates.bring(measured.sha256, &record.candidate.url);
+        }
+    }
+
+    /// Whether so many URLs have brought a content that it is a placeholder.
+    pub fn is_placeholder(&self, content: ContentHash) -> bool {
+        self.duplicates.is_placeholder(content)
+    }
+
+    /// Counts a sample as dropped that turned out to be a placeholder.
+    pub fn drop_placeholder(&mut self) {
+        self.kept -= 1;
+        self.rejected.add(Reason::Duplicate(Duplicate::Placeholder), 1);
     }
 }
 
@@ -119,6 +140,7 @@ impl<'a> Assembler<'a> {
     /// [`Error::Storage`](crate::error::Error::Storage).
     pub fn push(&mut self, location: Location) -> Result<bool> {
         let (record, file) = self.journal.read(location)?;
+        self.tally.bring(&record);
         let verdict = match self.judge(&record, &file) {
             Ok(measured) => {
                 let (shard, place) = self.file(&sample(&record.candidate, measured, file, self.stored))?;

@@ -8,22 +8,42 @@ use shards::ContentHash;
 use crate::reason::Duplicate;
 use crate::recipe::DuplicateRules;
 
-/// The samples kept so far, by content and by look. Takes about 20 bytes a sample for exact duplicates and
-/// about 40 more for near ones.
+/// The samples kept so far, by content and by look, and how many URLs brought each content. Takes about 20 bytes a
+/// sample for exact duplicates, about 40 more for near ones, and about 60 for each content to find placeholders.
 #[derive(Debug)]
 pub struct Duplicates {
     exact: Option<HashSet<u128>>,
     near: Option<NearHashes>,
+    urls: Option<UrlCounts>,
 }
 
 impl Duplicates {
     /// One that has seen nothing.
     pub fn new(rules: DuplicateRules) -> Duplicates {
-        Duplicates { exact: rules.exact.then(HashSet::new), near: rules.near_bits.map(NearHashes::new) }
+        Duplicates {
+            exact: rules.exact.then(HashSet::new),
+            near: rules.near_bits.map(NearHashes::new),
+            urls: rules.placeholder_urls.map(UrlCounts::new),
+        }
+    }
+
+    /// Notes that a URL brought a content, whatever becomes of its row.
+    pub fn bring(&mut self, content: ContentHash, url: &str) {
+        if let Some(urls) = &mut self.urls {
+            urls.add(half(content), url);
+        }
+    }
+
+    /// Whether so many URLs have brought a content that it is a placeholder.
+    pub fn is_placeholder(&self, content: ContentHash) -> bool {
+        self.urls.as_ref().is_some_and(|urls| urls.is_placeholder(half(content)))
     }
 
     /// Whether a sample repeats one that was kept.
     pub fn judge(&self, content: ContentHash, look: u64) -> Result<(), Duplicate> {
+        if self.is_placeholder(content) {
+            return Err(Duplicate::Placeholder);
+        }
         if self.exact.as_ref().is_some_and(|seen| seen.contains(&half(content))) {
             return Err(Duplicate::Exact);
         }
@@ -48,6 +68,47 @@ impl Duplicates {
 fn half(hash: ContentHash) -> u128 {
     let (half, _) = hash.as_bytes().split_first_chunk().expect("a SHA-256 has 32 bytes");
     u128::from_le_bytes(*half)
+}
+
+/// By how many different URLs each content came.
+#[derive(Debug)]
+struct UrlCounts {
+    limit: usize,
+    contents: HashMap<u128, Urls>,
+}
+
+#[derive(Debug)]
+enum Urls {
+    One(u64),
+    Several(HashSet<u64>),
+    /// As many as make a placeholder, or more.
+    Enough,
+}
+
+impl UrlCounts {
+    fn new(limit: u32) -> UrlCounts {
+        UrlCounts { limit: limit as usize, contents: HashMap::new() }
+    }
+
+    fn add(&mut self, content: u128, url: &str) {
+        // The same in every process, so that a run that goes on counts as one that was never stopped.
+        let hash = ContentHash::of(url.as_bytes());
+        let (url, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+        let url = u64::from_le_bytes(*url);
+        let urls = self.contents.entry(content).or_insert(Urls::One(url));
+        match urls {
+            Urls::One(first) if *first != url => *urls = Urls::Several(HashSet::from([*first, url])),
+            Urls::Several(seen) => drop(seen.insert(url)),
+            Urls::One(_) | Urls::Enough => {}
+        }
+        if matches!(urls, Urls::Several(seen) if seen.len() >= self.limit) {
+            *urls = Urls::Enough;
+        }
+    }
+
+    fn is_placeholder(&self, content: u128) -> bool {
+        matches!(self.contents.get(&content), Some(Urls::Enough))
+    }
 }
 
 /// Hashes that can be asked for neighbours: cut into `bits + 1` bands, two hashes that differ in at most
@@ -94,12 +155,28 @@ mod tests {
 
     #[test]
     fn the_first_of_equal_contents_stays() {
-        let mut seen = Duplicates::new(DuplicateRules { exact: true, near_bits: None });
+        let mut seen = Duplicates::new(DuplicateRules { exact: true, near_bits: None, placeholder_urls: None });
         let (a, b) = (ContentHash::of(b"a"), ContentHash::of(b"b"));
         assert_eq!(seen.judge(a, 0), Ok(()));
         seen.keep(a, 0);
         assert_eq!(seen.judge(a, u64::MAX), Err(Duplicate::Exact));
         assert_eq!(seen.judge(b, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_content_of_many_urls_is_a_placeholder_and_one_of_many_rows_is_not() {
+        let rules = DuplicateRules { exact: false, near_bits: None, placeholder_urls: Some(3) };
+        let mut seen = Duplicates::new(rules);
+        let (gone, popular) = (ContentHash::of(b"gone"), ContentHash::of(b"popular"));
+        for n in 0..9 {
+            seen.bring(popular, ["http://a/", "http://b/"][n % 2]);
+        }
+        for (n, is_placeholder) in [false, false, true, true].into_iter().enumerate() {
+            seen.bring(gone, &format!("http://a/{n}"));
+            assert_eq!(seen.judge(gone, 0).is_err(), is_placeholder, "after {} URLs", n + 1);
+        }
+        assert_eq!(seen.judge(gone, 0), Err(Duplicate::Placeholder));
+        assert_eq!(seen.judge(popular, 0), Ok(()));
     }
 
     proptest! {

@@ -5,6 +5,9 @@
 //! 0 has all rows in their order; a later round has the rows of one `--retry-failed`, and its entries stand in
 //! the place of the earlier ones.
 //!
+//! A part may also replace a shard, and with it the entries of its samples: see [`sweep`](crate::sweep). It is of a
+//! round of its own, after that which found that out.
+//!
 //! The ledger stays with the finished run: `samples.parquet` is made from it, and so is a second round.
 
 use std::collections::HashMap;
@@ -41,6 +44,9 @@ struct Begin {
 struct End {
     /// The shard that the part's samples are in; none where the part has no samples.
     shard: Option<ShardEntry>,
+    /// The number of the earlier shard in whose place that one stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<u64>,
     /// The last row of the part.
     last: RowId,
 }
@@ -67,6 +73,7 @@ pub struct Ledger {
 /// A part that is being written.
 pub struct Part {
     file: BufWriter<AtomicFile>,
+    round: u32,
     keys: Vec<RowId>,
 }
 
@@ -116,6 +123,19 @@ impl Ledger {
         Ok(())
     }
 
+    /// The current entries of the samples in a shard, in their order.
+    ///
+    /// # Errors
+    /// As [`open`](Ledger::open).
+    pub fn entries_of_shard(&self, number: u64, mut each: impl FnMut(Entry)) -> Result<()> {
+        self.entries(|_, entry| {
+            if matches!(entry.verdict, Verdict::Kept { shard, .. } if shard == number) {
+                each(entry);
+            }
+            Ok(())
+        })
+    }
+
     /// The round that is being written.
     pub fn round(&self) -> u32 {
         self.round
@@ -131,9 +151,21 @@ impl Ledger {
     /// # Errors
     /// [`Error::Storage`].
     pub fn begin(&self) -> Result<Part> {
+        self.begin_of(self.round)
+    }
+
+    /// Begins a part that replaces a shard.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn begin_replacement(&self) -> Result<Part> {
+        self.begin_of(self.round + 1)
+    }
+
+    fn begin_of(&self, round: u32) -> Result<Part> {
         let file = AtomicFile::create(self.path(self.parts.len()))?;
-        let mut part = Part { file: BufWriter::new(file), keys: Vec::new() };
-        part.line(&Begin { round: self.round })?;
+        let mut part = Part { file: BufWriter::new(file), round, keys: Vec::new() };
+        part.line(&Begin { round })?;
         Ok(part)
     }
 
@@ -141,21 +173,36 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Error::Storage`].
-    pub fn commit(&mut self, mut part: Part, shard: Option<ShardEntry>) -> Result<()> {
+    pub fn commit(&mut self, part: Part, shard: Option<ShardEntry>) -> Result<()> {
+        self.publish(part, shard, None)
+    }
+
+    /// Publishes a part that tells the verdicts on all samples of a shard anew, which has been replaced already.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn replace(&mut self, part: Part, number: u64, shard: ShardEntry) -> Result<()> {
+        self.publish(part, Some(shard), Some(number))
+    }
+
+    fn publish(&mut self, mut part: Part, shard: Option<ShardEntry>, replaces: Option<u64>) -> Result<()> {
         let Some(&last) = part.keys.last() else { return Ok(()) };
-        let end = End { shard, last };
+        let end = End { shard, replaces, last };
         part.line(&end)?;
         let path = self.path(self.parts.len());
         let file = part.file.into_inner().map_err(|e| StorageError::io("write", &path)(e.into_error()))?;
         file.commit()?;
-        let keys = if self.round > 0 { part.keys } else { Vec::new() };
-        self.adopt(self.round, end, &keys);
+        let keys = if part.round > 0 { part.keys } else { Vec::new() };
+        self.adopt(part.round, end, &keys);
         Ok(())
     }
 
     fn adopt(&mut self, round: u32, end: End, keys: &[RowId]) {
         self.later.extend(keys.iter().map(|key| (*key, round)));
-        self.shards.extend(end.shard);
+        match (end.replaces, end.shard) {
+            (Some(number), Some(shard)) => self.shards[number as usize] = shard,
+            (_, shard) => self.shards.extend(shard),
+        }
         self.parts.push(round);
         if round == self.round {
             self.last = Some(end.last);

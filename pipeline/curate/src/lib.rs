@@ -9,7 +9,7 @@
 //! * [`store`]: files of this machine and objects of S3, Google Cloud Storage, Azure and web servers.
 //! * [`tables`], [`table`], [`chunks`], [`scan`]: parquet files, their columns recognised, their rows filtered.
 //! * [`work`], [`measure`], [`caption`]: a row to an answer.
-//! * [`journal`], [`ledger`], [`assemble`], [`duplicates`]: answers to shards, exactly, across kills.
+//! * [`journal`], [`ledger`], [`assemble`], [`duplicates`], [`sweep`]: answers to shards, exactly, across kills.
 //! * [`target`]: where the shards lie, here or in a store.
 //! * [`run`]: the order of it all; [`plan`]: what it would do, told from the tables alone;
 //!   [`refilter`]: the same over the answers of a finished run.
@@ -43,6 +43,7 @@ pub mod scan;
 pub mod score;
 pub mod stop;
 pub mod store;
+pub mod sweep;
 pub mod table;
 pub mod tables;
 pub mod target;

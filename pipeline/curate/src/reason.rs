@@ -92,6 +92,8 @@ pub enum Duplicate {
     Exact,
     /// Nearly the same picture, by perceptual hash.
     Near,
+    /// Bytes that many URLs bring, in place of an image that is gone.
+    Placeholder,
 }
 
 /// Reasons of the stage `stored`.
@@ -162,7 +164,7 @@ impl Reason {
             .chain(FailureClass::ALL.into_iter().map(Reason::Fetch))
             .chain(pixels::DecodeError::NAMES.into_iter().map(Reason::Decode))
             .chain(images.into_iter().map(Reason::Image))
-            .chain([Duplicate::Exact, Duplicate::Near].into_iter().map(Reason::Duplicate))
+            .chain([Duplicate::Exact, Duplicate::Near, Duplicate::Placeholder].into_iter().map(Reason::Duplicate))
             .chain([Stored::NeverAsked, Stored::FileNotKept].into_iter().map(Reason::Stored))
     }
 }
@@ -195,6 +197,7 @@ impl fmt::Display for Reason {
             Reason::Caption(Caption::TooManyWords) => "too_many_words",
             Reason::Duplicate(Duplicate::Exact) => "exact",
             Reason::Duplicate(Duplicate::Near) => "near",
+            Reason::Duplicate(Duplicate::Placeholder) => "placeholder",
             Reason::Stored(Stored::NeverAsked) => "never_asked",
             Reason::Stored(Stored::FileNotKept) => "file_not_kept",
         };

@@ -217,6 +217,8 @@ pub struct DuplicateRules {
     pub exact: bool,
     /// Of pictures whose perceptual hashes differ in at most so many bits only the first row's is kept.
     pub near_bits: Option<u32>,
+    /// A content that so many different URLs bring is a placeholder, and none of its rows is kept.
+    pub placeholder_urls: Option<u32>,
 }
 
 /// `[shards]`.
@@ -376,6 +378,7 @@ mod tests {
             (format!("{MINIMAL}[captions]\nrules = [\"magic\"]\n"), "magic"),
             (format!("{MINIMAL}[captions]\nmin_words = 9\nmax_words = 8\n"), "captions.max_words"),
             (format!("{MINIMAL}[duplicates]\nnear_bits = 40\n"), "duplicates.near_bits"),
+            (format!("{MINIMAL}[duplicates]\nplaceholder_urls = 1\n"), "duplicates.placeholder_urls"),
             (format!("{MINIMAL}[shards]\nsamples = 0\n"), "shards.samples"),
         ] {
             let error = read(&text).unwrap_err();

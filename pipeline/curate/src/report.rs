@@ -16,7 +16,7 @@ use crate::ledger::Ledger;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::target::Target;
-use survey::{ClaimedSizes, Histogram, Picture, Survey};
+use survey::{ClaimedSizes, Content, Histogram, Picture, Survey};
 
 /// The file's name in `RUN/curated`.
 pub const REPORT: &str = "report.html";
@@ -53,6 +53,7 @@ pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, target: &Targe
     sizes(&mut html, &survey);
     histograms(&mut html, &survey.histograms);
     hosts(&mut html, &survey);
+    contents(&mut html, &survey, recipe);
     pictures(&mut html, "The sharpest samples", &survey.sharpest, target)?;
     pictures(&mut html, "The least sharp samples", &survey.blurriest, target)?;
     let _ = write!(html, "<h2>The recipe</h2>\n<pre>{}</pre>\n</html>\n", encode_text(&recipe.to_toml()));
@@ -175,6 +176,31 @@ fn hosts(html: &mut String, survey: &Survey) {
     let _ = writeln!(html, "<h2>Hosts with most failures</h2>\n<table>");
     for (host, n) in hosts {
         let _ = writeln!(html, "<tr><td>{}</td><td class=\"n\">{n}</td></tr>", encode_text(host));
+    }
+    html.push_str("</table>\n");
+}
+
+fn contents(html: &mut String, survey: &Survey, recipe: &Recipe) {
+    let repeated = survey.repeated_contents();
+    if repeated.is_empty() {
+        return;
+    }
+    let rule = recipe.duplicates.placeholder_urls.map_or_else(
+        || {
+            "Many rows with one content may be a placeholder for images that are gone: see duplicates.placeholder_urls."
+                .to_owned()
+        },
+        |urls| format!("A content that {urls} URLs bring is a placeholder, and none of its rows is kept."),
+    );
+    let _ = writeln!(html, "<h2>Contents that came several times</h2>\n<p>{rule}</p>\n<table>");
+    for Content { sha256, rows, kept, bytes, size, first } in repeated {
+        let _ = writeln!(
+            html,
+            "<tr><td>{rows} rows, {kept} kept</td><td>{} x {}, {bytes} bytes</td><td>first {first}</td><td>{:.12}&hellip;</td></tr>",
+            size.width,
+            size.height,
+            sha256.to_string(),
+        );
     }
     html.push_str("</table>\n");
 }

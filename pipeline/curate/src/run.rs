@@ -29,6 +29,7 @@ use crate::refilter::StoredRun;
 use crate::row::{Candidate, RowId};
 use crate::scan::scan;
 use crate::stop::Stop;
+use crate::sweep::sweep;
 use crate::tables::Tables;
 use crate::target::Target;
 use crate::work::{STOP_POLL, Worker};
@@ -104,7 +105,8 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
     let assembler = Assembler::resume(&journal, ledger, tally, &recipe, &target);
     let collection =
         Collection { tables: &tables, recipe: &recipe, journal: &journal, stop, progress: &progress, stored };
-    let (scanned, ledger, tally) = collection.run(assembler, held, &rows)?;
+    let (scanned, mut ledger, mut tally) = collection.run(assembler, held, &rows)?;
+    sweep(&mut ledger, &mut tally, &target, stop)?;
 
     let mut reasons = scanned.rejected;
     reasons.add_all(&tally.rejected);

@@ -131,6 +131,7 @@ struct WrittenCaptions {
 struct WrittenDuplicates {
     exact: Option<bool>,
     near_bits: Option<u32>,
+    placeholder_urls: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -321,7 +322,14 @@ impl WrittenDuplicates {
         if self.near_bits.is_some_and(|bits| bits > 7) {
             return Err("duplicates.near_bits: 0 to 7; pictures further apart are different pictures".into());
         }
-        Ok(DuplicateRules { exact: self.exact.unwrap_or(true), near_bits: self.near_bits })
+        if self.placeholder_urls.is_some_and(|urls| urls < 2) {
+            return Err("duplicates.placeholder_urls: 2 or more; every image has one".into());
+        }
+        Ok(DuplicateRules {
+            exact: self.exact.unwrap_or(true),
+            near_bits: self.near_bits,
+            placeholder_urls: self.placeholder_urls,
+        })
     }
 }
 

@@ -1,15 +1,21 @@
 //! What the report tells, gathered in one pass over the ledger.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use shards::ContentHash;
 
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::record::{Answer, Measured, Verdict};
-use crate::row::{Candidate, RowId};
+use crate::row::{Candidate, RowId, Size};
 use crate::score::Score;
 
+/// Repeated contents that are told, and how many rows one of them has at least.
+const CONTENTS: usize = 8;
+const REPEATED: u64 = 3;
 /// Thumbnails of each kind.
 const PICTURES: usize = 8;
 
@@ -22,6 +28,8 @@ pub struct Survey {
     pub failures_by_host: Hosts,
     /// By source.
     pub sizes: BTreeMap<u16, ClaimedSizes>,
+    /// Downloaded contents, by the first half of their hash.
+    contents: HashMap<u128, Content>,
     /// The sharpest samples, sharpest first.
     pub sharpest: Vec<Picture>,
     /// The least sharp samples, least sharp first.
@@ -35,6 +43,23 @@ pub struct ClaimedSizes {
     pub images: u64,
     /// Those with the width that the table calls their height, and the other way round.
     pub swapped: u64,
+}
+
+/// What rows brought one content.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Hash of the bytes.
+    pub sha256: ContentHash,
+    /// How many rows brought them.
+    pub rows: u64,
+    /// How many of these are samples.
+    pub kept: u64,
+    /// Their number.
+    pub bytes: u64,
+    /// Size of the image.
+    pub size: Size,
+    /// The first row that brought them.
+    pub first: RowId,
 }
 
 /// A sample to be shown.
@@ -144,6 +169,7 @@ impl Survey {
             histograms: histograms.collect(),
             failures_by_host: Hosts::default(),
             sizes: BTreeMap::new(),
+            contents: HashMap::new(),
             sharpest: Vec::new(),
             blurriest: Vec::new(),
         }
@@ -169,6 +195,16 @@ impl Survey {
         }
         let real = measured.size;
         // Tables were made without a look at EXIF: an image that lies on its side has both sizes by right.
+        let content = self.contents.entry(half(measured.sha256)).or_insert(Content {
+            sha256: measured.sha256,
+            rows: 0,
+            kept: 0,
+            bytes: measured.bytes,
+            size: measured.size,
+            first: candidate.key,
+        });
+        content.rows += 1;
+        content.kept += u64::from(matches!(entry.verdict, Verdict::Kept { .. }));
         if let Some(claimed) = candidate.claimed.filter(|_| measured.orientation < 5 && real.width != real.height) {
             let sizes = self.sizes.entry(candidate.key.source).or_default();
             sizes.images += 1;
@@ -186,6 +222,20 @@ impl Survey {
             insert(&mut self.blurriest, picture, |a, b| a < b);
         }
     }
+}
+
+impl Survey {
+    /// The contents that most rows brought, most first.
+    pub fn repeated_contents(&self) -> Vec<&Content> {
+        let mut repeated: Vec<_> = self.contents.values().filter(|content| content.rows >= REPEATED).collect();
+        repeated.sort_by_key(|content| (Reverse(content.rows), content.first));
+        repeated.truncate(CONTENTS);
+        repeated
+    }
+}
+
+fn half(hash: ContentHash) -> u128 {
+    u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a SHA-256 has 32 bytes"))
 }
 
 /// Inserts where no earlier one comes `before` it, and keeps the first few.
