@@ -56,10 +56,15 @@ pub(super) fn transform(block: &mut [f32; 64], is_flat: bool, out: &mut [u8], st
             *level = passed[x].0[y];
         }
     }
-    for (row, out) in inverse_dct(transposed).iter().zip(out.chunks_mut(stride)) {
-        for (level, out) in row.0.iter().zip(&mut out[..8]) {
-            *out = sample(*level);
-        }
+    // All at once, for the compiler makes vector instructions of that alone.
+    let levels = inverse_dct(transposed);
+    let levels: [f32; 64] = std::array::from_fn(|i| levels[i / 8].0[i % 8]);
+    let mut samples = [0_u8; 64];
+    for (out, level) in samples.iter_mut().zip(levels) {
+        *out = sample(level);
+    }
+    for (row, out) in samples.as_chunks::<8>().0.iter().zip(out.chunks_mut(stride)) {
+        out[..8].copy_from_slice(row);
     }
     *block = [0.0; 64];
 }
