@@ -94,7 +94,8 @@ pub fn contenders(recipe: &EvaluateRecipe, manifest: &Path, run: &Path) -> Resul
     for baseline in &recipe.contenders {
         let path = |written: &str| resolve(manifest, run, written);
         let kind = if baseline.lora.is_some() { Kind::Lora } else { Kind::Full };
-        let (model, side) = (path(&baseline.model), baseline.side.unwrap_or(side));
+        let model = encode::model_folder(&baseline.model.replace("{run}", &run.display().to_string()), manifest)?;
+        let side = baseline.side.unwrap_or(side);
         all.push(Contender {
             weights: baseline.weights.as_deref().map(path),
             lora: baseline.lora.as_deref().map(path),

@@ -76,7 +76,7 @@ pub struct Baseline {
     pub name: String,
     /// What made it: `lcm`, `turbo`, ...
     pub method: String,
-    /// Its folder in diffusers' layout.
+    /// Its folder in diffusers' layout, or `hf:OWNER/NAME[@REVISION][:fp16]`, which is fetched.
     pub model: String,
     /// Another UNet for that folder, or a single-file checkpoint.
     pub weights: Option<String>,
