@@ -5,10 +5,11 @@
 #
 # PROGRAMS is a folder with the built benches, PYTHON one that has torch, diffusers and transformers, RESULTS a folder to
 # be made, SCALE one of
-#   small   a CPU: the demo's UNet, SDXL's at 0.3 of its width, SDXL's VAE and text encoders          (10 minutes)
+#   small   a CPU: the demo's UNet and its distillation, SDXL at 0.3 of its width, its VAE and encoders (11 minutes)
 #   full    a CPU with 24 GiB: one forward of every network of SDXL at 1024 px, in bf16, from the disk (20 minutes)
-#   gpu     a GPU: every network at full size, encode-latents as a whole, a step of distillation       (9 minutes)
-#   proof   a CPU: every line of `gpu` with small networks, to see that the script works               (3 minutes)
+#   gpu     a GPU: every network at full size, encode-latents as a whole, steps of distillation        (20 minutes;
+#           ONLY='^step' takes 10 of them)
+#   proof   a CPU: every line of `gpu` with small networks, to see that the script works               (4 minutes)
 # THREADS and ONLY (a regular expression on the names below) may be set.
 set -euo pipefail
 
@@ -58,6 +59,9 @@ small)
         both $(text text_encoder) --from-disk --dtype $dtype
     done
     both $(text text_encoder_2) --from-disk --dtype bf16 --repeat 3 --warmup 1
+    for trains in lora full; do
+        both step --config manifests/demo/model/unet --trains $trains --micro-batch 4 --repeat 9
+    done
     ;;
 full)
     forward=(--size 1024x1024 --dtype bf16 --from-disk --repeat 1 --warmup 0)
@@ -66,9 +70,9 @@ full)
     done
     ;;
 gpu | proof)
-    size=1024x1024 unet=full world=full images=512 batches=(--batch 1 --batch 4 --batch 8) repeat=(--repeat 10) micro=4 backend=inductor
+    size=1024x1024 unet=full world=full images=512 batches=(--batch 1 --batch 4 --batch 8) repeat=(--repeat 10) backend=inductor
     if [ "$scale" = proof ]; then
-        size=64x64 unet=small world=small images=16 batches=(--batch 1 --batch 2) repeat=(--repeat 1 --warmup 1) micro=1
+        size=64x64 unet=small world=small images=16 batches=(--batch 1 --batch 2) repeat=(--repeat 1 --warmup 1)
         # Inductor compiles C++ on a CPU, for many minutes.
         backend=eager
     fi
@@ -83,8 +87,11 @@ gpu | proof)
         compiled $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
     done
     step=(step --config benches/unet/$unet --size $size --dtype bf16)
-    once "${step[@]}" --trains lora --micro-batch $micro "${repeat[@]}"
-    once "${step[@]}" --trains full --micro-batch $micro --recompute "${repeat[@]}"
+    for micro in 1 2 4; do
+        for trains in lora full; do
+            once "${step[@]}" --trains $trains --micro-batch $micro --recompute "${repeat[@]}"
+        done
+    done
     if wanted latents; then
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT
@@ -97,7 +104,7 @@ gpu | proof)
     fi
     ;;
 *)
-    sed -n '2,14s/^# \{0,1\}//p' benches/run.sh >&2
+    sed -n '2,15s/^# \{0,1\}//p' benches/run.sh >&2
     exit 2
     ;;
 esac

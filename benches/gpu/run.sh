@@ -4,8 +4,8 @@
 #   benches/gpu/run.sh pack                here: builds the benches and lays all that has to be carried into benches/gpu/carried
 #   benches/gpu/run.sh measure OUT [SCALE] there: parity, then times beside eager and compiled PyTorch, into OUT
 #
-# What is carried is under 60 MiB: the programs, stripped, and the wheels of diffusers and peft, which are plain Python. The
-# other machine has torch 2.11, transformers and accelerate. SCALE is `gpu`, or `proof` to try the script on a CPU (see benches/run.sh).
+# What is carried is under 60 MiB: the programs, stripped, and the wheel of diffusers, which is plain Python. The other
+# machine has torch 2.11 and transformers. SCALE is `gpu`, or `proof` to try the script on a CPU (see benches/run.sh).
 # PYTHON names the interpreter to use, python3 by default.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ for line in sys.stdin:
     if message.get("executable") and message["target"]["name"] == sys.argv[1]: print(message["executable"])' "$bench" | tail -1)
         strip -o "$carried/$bench" "$built"
     done
-    "${PYTHON:-python3}" -m pip download --quiet --no-deps --dest "$carried" diffusers==0.42.1 peft importlib_metadata zipp
+    "${PYTHON:-python3}" -m pip download --quiet --no-deps --dest "$carried" diffusers==0.42.1 importlib_metadata zipp
     size=$(du -sm "$carried" | cut -f1)
     [ "$size" -le 60 ] || { echo "carried: $size MiB are more than 60" >&2; exit 1; }
     echo "$carried: $size MiB"

@@ -1,4 +1,4 @@
-"""The iteration of main.rs in PyTorch with diffusers and peft, with the same arguments and the same output.
+"""The iteration of main.rs in eager PyTorch with diffusers' UNet, with the same arguments and the same output.
 
     python eager.py --config DIR --size 128x128 --trains lora --micro-batch 4 --dtype f32 --device cpu
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from peft import LoraConfig
 from torch.nn.functional import softplus
 
 parser = argparse.ArgumentParser()
@@ -39,6 +38,32 @@ TARGETS = (
     "to_q to_k to_v to_out.0 proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut "
     "downsamplers.0.conv upsamplers.0.conv time_emb_proj"
 ).split()
+
+
+class Lora(torch.nn.Module):
+    """A layer with a low-rank branch, as peft's."""
+
+    def __init__(self, base, rank=64, alpha=8):
+        super().__init__()
+        self.base, self.scale = base, alpha / rank
+        place = dict(device=DEVICE, dtype=KIND)
+        if isinstance(base, torch.nn.Conv2d):
+            shape = (base.kernel_size, base.stride, base.padding)
+            self.down = torch.nn.Conv2d(base.in_channels, rank, *shape, bias=False, **place)
+            self.up = torch.nn.Conv2d(rank, base.out_channels, 1, bias=False, **place)
+        else:
+            self.down = torch.nn.Linear(base.in_features, rank, bias=False, **place)
+            self.up = torch.nn.Linear(rank, base.out_features, bias=False, **place)
+
+    def forward(self, x, *_):
+        return self.base(x) + self.up(self.down(x)) * self.scale
+
+
+def add_lora(net):
+    for path, layer in list(net.named_modules()):
+        if any(path.endswith("." + target) for target in TARGETS):
+            parent, _, name = path.rpartition(".")
+            setattr(net.get_submodule(parent), name, Lora(layer))
 
 
 def unet():
@@ -135,10 +160,7 @@ def main():
     if arguments.trains == "lora":
         teacher.load_state_dict(student.state_dict(), assign=True)
         student.requires_grad_(False)
-        student.add_adapter(LoraConfig(r=64, lora_alpha=8, target_modules=TARGETS))
-        for name, parameter in student.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.to(KIND)
+        add_lora(student)
     teacher.requires_grad_(False)
     critic = Discriminator(height // 8)
     if arguments.recompute:
@@ -193,13 +215,13 @@ def main():
         if at >= arguments.warmup:
             seconds.append(time.perf_counter() - began)
     # On the CPU PyTorch does not count what tensors hold.
-    peak = torch.cuda.max_memory_allocated() if CUDA else None
+    held = dict(peak_bytes=torch.cuda.max_memory_allocated()) if CUDA else {}
     print(
         json.dumps(
             dict(
                 program="PyTorch, eager", config=str(arguments.config), size=arguments.size, trains=arguments.trains,
                 micro_batch=batch, dtype=arguments.dtype, recompute=arguments.recompute, device=DEVICE,
-                threads=arguments.threads, load_seconds=load_seconds, seconds=seconds, peak_bytes=peak,
+                threads=arguments.threads, load_seconds=load_seconds, seconds=seconds, **held,
                 resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
                 versions=dict(torch=torch.__version__),
             )

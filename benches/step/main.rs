@@ -6,7 +6,7 @@
 //!     --dtype bf16 --recompute --device cuda
 //! ```
 //! One iteration is one micro-batch here: four steps of the teacher's schedule to two of the student's, the conditional
-//! discriminator. Prints one JSON object; eager.py beside it does the same with PyTorch, diffusers and peft, and run.sh
+//! discriminator. Prints one JSON object; eager.py beside it does the same with PyTorch and diffusers, and benches/run.sh
 //! runs both in turn. What `distill --plan` says of the same iteration stands beside what was measured.
 
 #![forbid(unsafe_code)]

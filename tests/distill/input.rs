@@ -39,6 +39,15 @@ fn a_teacher_that_is_not_there_says_what_makes_it() {
 }
 
 #[test]
+fn a_teacher_of_other_steps_than_its_recipe_makes_is_refused() {
+    let world = one_stage();
+    world.write_stage("2to1", &two_phases(("4to2", 4), 1, 2));
+    assert_refused(&world, "2to1", &["2to1.toml", "4to2", "2 steps"]);
+    world.write_stage("2to1", &two_phases(("2to1", 2), 1, 2));
+    assert_refused(&world, "2to1", &["2to1.toml", "its own teacher"]);
+}
+
+#[test]
 fn a_teacher_of_another_shape_is_refused() {
     let world = one_stage();
     world.distill_well("4to2");
@@ -49,13 +58,37 @@ fn a_teacher_of_another_shape_is_refused() {
     assert_refused(&world, "2to1", &["describes another network"]);
 }
 
+/// Another network is another hash of its configuration or weights; the error names the network.
 #[test]
-fn latents_of_another_vae_are_refused_by_its_name() {
+fn latents_of_other_networks_are_refused_by_name() {
+    for (file, part) in [
+        ("vae/config.json", "vae changed"),
+        ("text_encoder/config.json", "text_encoder changed"),
+        ("text_encoder_2/config.json", "text_encoder_2 changed"),
+        ("tokenizer/vocab.json", "tokenizer changed"),
+    ] {
+        let world = one_stage();
+        let path = world.base().join(file);
+        let text = std::fs::read_to_string(&path).unwrap() + "\n";
+        std::fs::write(&path, text).unwrap();
+        assert_refused(&world, "4to2", &[part, "encode-latents"]);
+    }
+}
+
+#[test]
+fn latents_of_another_scale_or_resolution_are_refused() {
     let world = one_stage();
-    let config = world.manifest().join("model/vae/config.json");
-    let text = std::fs::read_to_string(&config).unwrap() + "\n";
-    std::fs::write(&config, text).unwrap();
-    assert_refused(&world, "4to2", &["vae changed", "encode-latents"]);
+    let config = world.base().join("vae/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"scaling_factor\": "));
+    std::fs::write(&config, text.replace("\"scaling_factor\": ", "\"scaling_factor\": 1")).unwrap();
+    assert_refused(&world, "4to2", &["vae changed"]);
+
+    for (resolution, latents) in [(128, "mean"), (64, "sample")] {
+        let world = one_stage();
+        world.write_manifest(resolution, latents);
+        assert_refused(&world, "4to2", &["transform changed", "encode-latents"]);
+    }
 }
 
 #[test]
@@ -126,23 +159,53 @@ fn a_discriminator_that_has_won_stops_the_run() {
     assert_eq!(world.losses("4to2").len(), 4);
 }
 
-/// Files cannot grow beyond 100 KiB, as on a full disk: the run stops, the next one with room goes on.
+/// Files cannot grow beyond 100 KiB, as on a full disk: the run stops, what was saved before stays as it is, and the next
+/// run with room goes on.
 #[test]
 fn a_full_disk_during_a_checkpoint_leaves_the_run_resumable() {
-    let world = one_stage();
-    let distill = world.command("4to2");
-    let mut limited = std::process::Command::new("bash");
-    let line = format!("trap '' XFSZ; ulimit -f 100; exec {} \"$@\"", env!("CARGO_BIN_EXE_distill"));
-    limited.arg0("bash").args(["-c", &line, "distill"]).args(distill.get_args()).env("OMP_NUM_THREADS", "1");
-    let output = limited.output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("safetensors"), "{}", stderr(&output));
-    assert!(!world.stage("4to2").join("export").exists());
-
-    world.distill_well("4to2");
     let straight = one_stage();
     straight.distill_well("4to2");
-    assert_eq!(world.results("4to2"), straight.results("4to2"));
+
+    for with_a_checkpoint in [false, true] {
+        let world = one_stage();
+        if with_a_checkpoint {
+            crate::resume::interrupt(world.command("4to2").spawn().unwrap(), &world, "4to2", 1, "-TERM");
+        }
+        let before = checkpoints(&world);
+        assert_eq!(before.is_empty(), !with_a_checkpoint);
+
+        let distill = world.command("4to2");
+        let mut limited = std::process::Command::new("bash");
+        let line = format!("trap '' XFSZ; ulimit -f 100; exec {} \"$@\"", env!("CARGO_BIN_EXE_distill"));
+        limited.arg0("bash").args(["-c", &line, "distill"]).args(distill.get_args()).env("OMP_NUM_THREADS", "1");
+        let output = limited.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("safetensors"), "{}", stderr(&output));
+        assert!(!world.stage("4to2").join("export").exists());
+        assert_eq!(checkpoints(&world), before);
+
+        world.distill_well("4to2");
+        assert_eq!(world.results("4to2"), straight.results("4to2"));
+    }
+}
+
+/// Published checkpoints: every file and its hash.
+fn checkpoints(world: &World) -> Vec<(std::path::PathBuf, shards::ContentHash)> {
+    let folder = world.stage("4to2").join("checkpoints");
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        for file in std::fs::read_dir(entry.path()).unwrap() {
+            let path = file.unwrap().path();
+            let hash = shards::ContentHash::of_file(&path).unwrap();
+            files.push((path, hash));
+        }
+    }
+    files.sort_by(|a, b| a.0.cmp(&b.0));
+    files
 }
 
 #[test]

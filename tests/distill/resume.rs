@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::world::{World, head, phase, stderr, two_phases};
 
 /// Waits until a stage has recorded an iteration, then sends a signal.
-fn interrupt(mut child: Child, world: &World, stage: &str, iteration: u64, signal: &str) -> ExitStatus {
+pub fn interrupt(mut child: Child, world: &World, stage: &str, iteration: u64, signal: &str) -> ExitStatus {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let reached = world.stage(stage).join("metrics.jsonl").exists()
@@ -21,7 +21,7 @@ fn interrupt(mut child: Child, world: &World, stage: &str, iteration: u64, signa
     child.wait().unwrap()
 }
 
-fn assert_same(straight: &World, interrupted: &World, stages: &[&str]) {
+pub fn assert_same(straight: &World, interrupted: &World, stages: &[&str]) {
     for stage in stages {
         assert_eq!(interrupted.losses(stage), straight.losses(stage), "{stage}");
         assert_eq!(interrupted.results(stage), straight.results(stage), "{stage}");
@@ -112,4 +112,27 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stderr(&output).contains("is damaged"), "{}", stderr(&output));
     assert_same(&straight, &damaged, &["4to2"]);
+}
+
+/// SIGKILL at any moment, with a checkpoint after every iteration, so that many fall on a half-written one.
+#[test]
+fn a_run_killed_at_any_moment_equals_a_straight_one() {
+    let recipe = two_phases(("base", 4), 2, 10).replace("checkpoint_every = 3", "checkpoint_every = 1");
+    let stages = [("4to2", recipe)];
+    let straight = World::new(&stages);
+    straight.distill_well("4to2");
+
+    let killed = World::new(&stages);
+    // The golden ratio's multiples spread evenly over the second or two that a start and a few iterations take.
+    for kill in 1..=16 {
+        let mut child = killed.command("4to2").spawn().unwrap();
+        let share = (f64::from(kill) * 0.618_034).fract();
+        std::thread::sleep(Duration::from_secs_f64(0.1 + 1.2 * share));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    killed.distill_well("4to2");
+    assert_same(&straight, &killed, &["4to2"]);
+    let left: Vec<_> = std::fs::read_dir(killed.stage("4to2").join("checkpoints")).unwrap().collect();
+    assert_eq!(left.len(), 2, "the last two are kept and nothing else: {left:?}");
 }

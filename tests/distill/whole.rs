@@ -43,6 +43,16 @@ fn a_stage_publishes_what_users_load_and_is_done_once() {
 
     let lineage = std::fs::read_to_string(stage.join("export/lineage.json")).unwrap();
     assert!(lineage.contains("\"curated\""), "{lineage}");
+    let card = std::fs::read_to_string(stage.join("export/README.md")).unwrap();
+    for words in [
+        "num_inference_steps=2",
+        "adversarial, unconditional",
+        "| latents: vae |",
+        "latents: curated",
+        "\"batch_size\": 4",
+    ] {
+        assert!(card.contains(words), "{words:?} is not in:\n{card}");
+    }
     let report = std::fs::read_to_string(stage.join("report.html")).unwrap();
     assert!(report.contains("sample &lt;0&gt;") && report.contains("<polyline"), "captions escaped, curves drawn");
 

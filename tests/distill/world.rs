@@ -15,12 +15,12 @@ use crate::hashed;
 const SAMPLES: usize = 11;
 const SIDE: usize = 8;
 const TOKENS: usize = 5;
-const CONTEXT: usize = 32;
-const POOLED: usize = 16;
 
 /// A temporary folder with `manifest/` and `run/`.
 pub struct World {
     folder: tempfile::TempDir,
+    /// Widths of text states and of pooled text.
+    widths: (usize, usize),
 }
 
 /// The repository's demo model, whose VAE and text encoders serve here too.
@@ -31,28 +31,46 @@ fn demo_model() -> PathBuf {
 impl World {
     /// With the stages given, by name and recipe.
     pub fn new(stages: &[(&str, String)]) -> World {
-        let world = World { folder: tempfile::tempdir().unwrap() };
-        let model = world.manifest().join("model");
-        for part in ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"] {
-            copy_folder(&demo_model().join(part), &model.join(part));
+        let world = World { folder: tempfile::tempdir().unwrap(), widths: (32, 16) };
+        copy_model(&demo_model(), &world.base());
+        world.write_unet(&world.base().join("unet"));
+        world.furnish(stages);
+        world
+    }
+
+    /// The same around another model, whose text states and pooled text have the given widths.
+    pub fn around(model: &Path, widths: (usize, usize), stages: &[(&str, String)]) -> World {
+        let world = World { folder: tempfile::tempdir().unwrap(), widths };
+        copy_model(model, &world.base());
+        copy_folder(&model.join("unet"), &world.base().join("unet"));
+        world.furnish(stages);
+        world
+    }
+
+    fn furnish(&self, stages: &[(&str, String)]) {
+        self.write_manifest(8 * SIDE, "mean");
+        std::fs::create_dir_all(self.manifest().join("stages")).unwrap();
+        for (name, recipe) in stages {
+            self.write_stage(name, recipe);
         }
-        std::fs::copy(demo_model().join("model_index.json"), model.join("model_index.json")).unwrap();
-        world.write_unet(&model.join("unet"));
+        self.write_latents(SIDE);
+    }
+
+    /// `model.toml` with a resolution and a rule for latents.
+    pub fn write_manifest(&self, resolution: usize, latents: &str) {
         std::fs::write(
-            world.manifest().join("model.toml"),
+            self.manifest().join("model.toml"),
             format!(
-                "base = 'model'\nresolution = {}\ndtype = 'f32'\n\
-                 [encode]\ncrop = 'center'\nlatents = 'mean'\nseed = 0\nbatch = 1\nshape = 'square'\n",
-                8 * SIDE
+                "base = 'model'\nresolution = {resolution}\ndtype = 'f32'\n\
+                 [encode]\ncrop = 'center'\nlatents = '{latents}'\nseed = 0\nbatch = 1\nshape = 'square'\n"
             ),
         )
         .unwrap();
-        std::fs::create_dir_all(world.manifest().join("stages")).unwrap();
-        for (name, recipe) in stages {
-            world.write_stage(name, recipe);
-        }
-        world.write_latents(SIDE);
-        world
+    }
+
+    /// The base model.
+    pub fn base(&self) -> PathBuf {
+        self.manifest().join("model")
     }
 
     pub fn manifest(&self) -> PathBuf {
@@ -88,7 +106,7 @@ impl World {
         for (shard, numbers) in [(0, 0..6), (1, 6..SAMPLES)] {
             let mut writer = ShardWriter::create(folder.join("shards"), format!("{shard:06}.tar")).unwrap();
             for number in numbers {
-                writer.push(&sample(number, side).to_sample().unwrap()).unwrap();
+                writer.push(&sample(number, side, self.widths).to_sample().unwrap()).unwrap();
             }
             entries.push(writer.finish().unwrap());
         }
@@ -146,7 +164,7 @@ impl World {
     }
 }
 
-fn sample(number: usize, side: usize) -> LatentSample {
+fn sample(number: usize, side: usize, (context, pooled): (usize, usize)) -> LatentSample {
     let array = |part: &str, shape: &[usize]| {
         let sides: Vec<i64> = shape.iter().map(|side| *side as i64).collect();
         let tensor: Tensor = hashed::tensor(&format!("{part}.{number}"), &sides, 1.5).flatten(0, -1);
@@ -156,8 +174,8 @@ fn sample(number: usize, side: usize) -> LatentSample {
     LatentSample {
         key: format!("s00-{number:09}"),
         latent: array("latent", &[4, side, side]),
-        prompt_embeds: array("context", &[TOKENS, CONTEXT]),
-        pooled_prompt_embeds: array("pooled", &[POOLED]),
+        prompt_embeds: array("context", &[TOKENS, context]),
+        pooled_prompt_embeds: array("pooled", &[pooled]),
         conditioning: Conditioning {
             original_size: (1024, 1100),
             crop_top_left: (0, 4),
@@ -170,6 +188,14 @@ fn sample(number: usize, side: usize) -> LatentSample {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Everything but the UNet.
+fn copy_model(from: &Path, to: &Path) {
+    for part in ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"] {
+        copy_folder(&from.join(part), &to.join(part));
+    }
+    std::fs::copy(from.join("model_index.json"), to.join("model_index.json")).unwrap();
 }
 
 fn copy_folder(from: &Path, to: &Path) {

@@ -23,6 +23,9 @@ const ALIGNMENT: i64 = 64;
 /// Elements given to the fused kernel at once; its indices are 32 bits wide in places.
 const CHUNK: i64 = 1 << 28;
 
+/// Gradients added to wider sums at once: a CPU widens them into memory of their own first.
+const WIDENED: i64 = 1 << 22;
+
 /// Constants of one phase.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamConfig {
@@ -170,8 +173,10 @@ impl Optimizer {
     pub fn accumulate(&mut self) {
         let _no_grad = tch::no_grad_guard();
         for group in &mut self.groups {
-            if let Some(sums) = &mut group.sums {
-                let _sums = sums.g_add_(&group.gradients);
+            if let Some(sums) = &group.sums {
+                for (mut sum, gradient) in pieces(sums, WIDENED).zip(pieces(&group.gradients, WIDENED)) {
+                    let _sum = sum.g_add_(&gradient);
+                }
                 let _zeroed = group.gradients.zero_();
             }
         }
@@ -394,8 +399,12 @@ impl Aligned for i64 {
 }
 
 fn chunks(flat: &Tensor) -> Vec<Tensor> {
-    let length = flat.size()[0];
-    (0..length).step_by(CHUNK as usize).map(|start| flat.narrow(0, start, CHUNK.min(length - start))).collect()
+    pieces(flat, CHUNK).collect()
+}
+
+fn pieces(flat: &Tensor, length: i64) -> impl Iterator<Item = Tensor> + '_ {
+    let all = flat.size()[0];
+    (0..all).step_by(length as usize).map(move |start| flat.narrow(0, start, length.min(all - start)))
 }
 
 #[cfg(test)]

@@ -262,7 +262,30 @@ impl Stage {
             return Err(crate::Error::UnknownStage { stage: name.to_string(), folder: folder.to_owned(), known });
         }
         let text = std::fs::read_to_string(&path).map_err(crate::Error::io("read", &path))?;
-        Stage::parse(name, &text, flow).map_err(|source| crate::Error::Recipe { path, source })
+        let stage =
+            Stage::parse(name, &text, flow).map_err(|source| crate::Error::Recipe { path: path.clone(), source })?;
+        stage.check_teachers(folder).map_err(|source| crate::Error::Recipe { path, source })?;
+        Ok(stage)
+    }
+
+    /// Refuses a teacher whose own recipe makes a model of other steps.
+    fn check_teachers(&self, folder: &Path) -> Result<(), RecipeError> {
+        #[derive(Deserialize)]
+        struct Steps {
+            student_steps: u32,
+        }
+        for teacher in std::iter::once(&self.teacher).chain(&self.skip_teacher).filter(|teacher| !teacher.is_base()) {
+            let recipe = std::fs::read_to_string(folder.join(format!("{}.toml", teacher.model)));
+            // A model without a readable recipe is looked at when it is opened, or when its stage is run.
+            let Some(made) = recipe.ok().and_then(|text| toml::from_str::<Steps>(&text).ok()) else { continue };
+            if made.student_steps != teacher.steps {
+                return refuse(format!(
+                    "the teacher {} is said to take {} steps, but its recipe makes a model of {} steps",
+                    teacher.model, teacher.steps, made.student_steps
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// All stages of a folder, each after its teacher.
@@ -355,6 +378,9 @@ impl Stage {
                 }
             }
         }
+        if std::iter::once(&self.teacher).chain(&self.skip_teacher).any(|teacher| teacher.model == self.name) {
+            return refuse("a stage cannot be its own teacher");
+        }
         match &self.skip_teacher {
             Some(skip) if skip.steps <= self.teacher.steps => refuse("skip_teacher takes more steps than teacher"),
             _ => Ok(()),
@@ -391,9 +417,20 @@ impl Stage {
         if self.ema_decay.is_some() && last.trains == Trains::Lora {
             return refuse("ema_decay averages the last phase's weights, which has to train them in full");
         }
+        for (at, phase) in self.phases.iter().enumerate() {
+            if phase.name.is_empty() || self.phases[..at].iter().any(|other| other.name == phase.name) {
+                return refuse(format!("phase {:?}: every phase has a name of its own", phase.name));
+            }
+        }
         let conversion = self.phases.iter().rposition(|phase| phase.objective == Objective::X0Conversion);
         if conversion.is_some_and(|at| at > 0) {
             return refuse("x0_conversion comes first: its frozen copy is what the stage starts from");
+        }
+        if conversion.is_some() && self.student_steps != 1 {
+            return refuse(format!(
+                "x0_conversion is for a student of 1 step (section 3.7.3), and this one takes {}",
+                self.student_steps
+            ));
         }
         if conversion.is_some() && last_lora.is_some() {
             return refuse(
@@ -595,8 +632,22 @@ mod tests {
             ("collapse_loss = 1e-4", "collapse_loss = nan", "collapse_loss"),
             ("seed = 1", "seed = 1\nema_decay = 1.5", "ema_decay"),
             ("seed = 1", "seed = 1\nmax_gradient_norm = 0.0", "max_gradient_norm"),
-            ("\"adversarial_conditional\"", "\"x0_conversion\"", "no LoRA"),
+            ("\"adversarial_conditional\"", "\"x0_conversion\"", "a student of 1 step"),
             ("\"adversarial_unconditional\"", "\"x0_conversion\"", "comes first"),
+            ("name = \"full\"", "name = \"lora\"", "a name of its own"),
+            ("name = \"full\"", "name = \"\"", "a name of its own"),
+            ("model = \"8to4\"", "model = \"4to2\"", "its own teacher"),
+            ("model = \"32to8\"", "model = \"4to2\"", "its own teacher"),
+            ("precision = \"f32\"", "precision = \"f16\"", "f16"),
+            ("seed = 1", "seed = -1", "-1"),
+            ("micro_batch_size = 4", "micro_batch_size = 32", "multiple"),
+            ("max_skipped_in_a_row = 3", "max_skipped_in_a_row = -3", "-3"),
+            ("collapse_patience = 50", "collapse_patience = 0", "collapse_patience"),
+            ("alpha = 8.0", "alpha = 0.0", "alpha"),
+            ("betas = [0.0, 0.99]", "betas = [0.0]", "betas"),
+            ("iterations = 10", "iterations = -10", "-10"),
+            ("objective = \"adversarial_conditional\"", "objective = \"adversarial\"", "adversarial"),
+            ("seed = 1", "seed = 1\nema_decay = nan", "ema_decay"),
             (
                 "\"adversarial_conditional\"",
                 "\"mse\"\ndiscriminator_noise = { timesteps = [10], weights = [1.0] }",
@@ -611,6 +662,67 @@ mod tests {
         for (from, to, word) in cases {
             assert!(STAGE.contains(from), "{from}");
             let error = parse(&STAGE.replacen(from, to, 1)).expect_err(to).to_string();
+            assert!(error.contains(word), "{to}: {error}");
+        }
+    }
+
+    const ONE_STEP: &str = r#"
+        teacher = { model = "4to2", steps = 2 }
+        student_steps = 1
+        batch_size = 4
+        micro_batch_size = 4
+        seed = 1
+        precision = "bf16"
+        record = { checkpoint_every = 10, keep_checkpoints = 2, samples_every = 0, samples = 4, histograms_every = 0 }
+        guard = { max_skipped_in_a_row = 3, collapse_loss = 1e-4, collapse_patience = 50 }
+
+        [[phase]]
+        name = "convert"
+        objective = "x0_conversion"
+        trains = "full"
+        iterations = 10
+        learning_rate = 1e-5
+        betas = [0.9, 0.999]
+
+        [[phase]]
+        name = "noised"
+        objective = "adversarial_conditional"
+        trains = "full"
+        discriminator_noise = { timesteps = [10, 250], weights = [5.0, 1.0] }
+        iterations = 10
+        learning_rate = 5e-7
+        betas = [0.0, 0.99]
+    "#;
+
+    /// What can contradict itself in a student of one step alone.
+    #[test]
+    fn contradictions_of_one_step_are_refused_by_name() {
+        Stage::parse("2to1", ONE_STEP, &Flow::sdxl()).unwrap();
+        let cases = [
+            ("weights = [5.0, 1.0]", "weights = [5.0]", "one weight for each timestep"),
+            ("timesteps = [10, 250], weights = [5.0, 1.0]", "timesteps = [], weights = []", "one weight"),
+            ("weights = [5.0, 1.0]", "weights = [0.0, 0.0]", "not all zero"),
+            ("weights = [5.0, 1.0]", "weights = [-1.0, 2.0]", "not negative"),
+            ("timesteps = [10, 250]", "timesteps = [10, 1001]", "timesteps lie between"),
+            (
+                "objective = \"x0_conversion\"",
+                "objective = \"x0_conversion\"\nguidance_scale = 6.0",
+                "no guidance_scale",
+            ),
+            (
+                "objective = \"x0_conversion\"",
+                "objective = \"x0_conversion\"\nteacher = \"skip\"",
+                "no teacher to skip to",
+            ),
+            (
+                "objective = \"x0_conversion\"\n        trains = \"full\"",
+                "objective = \"x0_conversion\"\n        trains = \"lora\"",
+                "no [lora]",
+            ),
+        ];
+        for (from, to, word) in cases {
+            assert!(ONE_STEP.contains(from), "{from}");
+            let error = Stage::parse("2to1", &ONE_STEP.replacen(from, to, 1), &Flow::sdxl()).expect_err(to).to_string();
             assert!(error.contains(word), "{to}: {error}");
         }
     }

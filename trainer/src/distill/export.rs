@@ -21,7 +21,7 @@ use super::metrics::{self, Metrics};
 use super::paths::StagePaths;
 use super::phase::Sources;
 use crate::model::UNET_STEM;
-use crate::recipe::Stage;
+use crate::recipe::{Objective, Stage};
 use crate::schedulers::{PredictionType, SchedulerConfig};
 use crate::{Error, Result};
 
@@ -116,28 +116,43 @@ fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
     if stage.lora.is_some() {
         card += &format!("| `{released}_lora.safetensors` | any model of the same base |\n");
     }
-    card += "\n## Training\n\n| phase | objective | trains | iterations | learning rate | last student loss |\n|---|---|---|---|---|---|\n";
+    card += "\n## Training\n\n| phase | objective | trains | iterations | learning rate | last student loss | last discriminator loss |\n|---|---|---|---|---|---|---|\n";
     for phase in &stage.phases {
         let last = recorded.iter().rev().find(|metrics| metrics.phase == phase.name);
+        let objective = match &phase.objective {
+            Objective::Mse => "mse",
+            Objective::Adversarial { conditional: true, .. } => "adversarial, conditional",
+            Objective::Adversarial { conditional: false, .. } => "adversarial, unconditional",
+            Objective::X0Conversion => "x0 conversion",
+        };
+        let discriminator = last.and_then(|metrics| metrics.discriminator.as_ref());
         card += &format!(
-            "| {} | {} | {} | {} | {:e} | {} |\n",
+            "| {} | {objective} | {} | {} | {:e} | {} | {} |\n",
             phase.name,
-            json!(phase.objective)["kind"].as_str().unwrap_or_default(),
             json!(phase.trains).as_str().unwrap_or_default(),
             phase.iterations,
             phase.learning_rate,
             last.map_or_else(String::new, |metrics| format!("{:.5}", metrics.student_loss)),
+            discriminator.map_or_else(String::new, |discriminator| format!("{:.5}", discriminator.loss)),
         );
     }
     card += &format!(
-        "\nBatch {}, seed {}. Recipe, data and teachers, down to the curated rows, by SHA-256: `lineage.json`.\n\n\
-         | input | SHA-256 |\n|---|---|\n| base UNet | `{}` |\n| teacher UNet | `{}` |\n",
-        stage.batch_size,
-        stage.seed,
-        lineage["base_unet"].as_str().unwrap_or_default(),
-        lineage["teacher_unet"].as_str().unwrap_or_default(),
+        "\nBatch {}, seed {}. Everything that the model follows from, by SHA-256; `lineage.json` has it whole, with the \
+         lineage of every teacher.\n\n| input | SHA-256 |\n|---|---|\n",
+        stage.batch_size, stage.seed,
     );
-    card
+    let mut inputs = vec![("base UNet", &lineage["base_unet"]), ("teacher UNet", &lineage["teacher_unet"])];
+    let made_from = |whose: &'static str| {
+        let parts = lineage[whose].as_object().into_iter().flatten();
+        parts.map(move |(part, hash)| (format!("{whose}: {part}"), hash))
+    };
+    let parts: Vec<(String, &Value)> = made_from("latents").chain(made_from("curated")).collect();
+    inputs.extend(parts.iter().map(|(name, hash)| (name.as_str(), *hash)));
+    for (input, hash) in inputs {
+        card += &format!("| {input} | `{}` |\n", hash.as_str().unwrap_or_default());
+    }
+    let recipe = serde_json::to_string_pretty(stage).expect("a recipe has a JSON form");
+    card + &format!("\n## Recipe\n\n```json\n{recipe}\n```\n")
 }
 
 fn link_folder(from: &Path, to: &Path) -> Result<()> {

@@ -3,8 +3,10 @@
 //! On a real device this is what `benches/step` times. On [`PHANTOM`](torch_shim::PHANTOM) it is what `--plan` reads
 //! its figures from: the loop's own step functions, on tensors that take no memory.
 
+use std::collections::BTreeMap;
+
 use encode::{AutoencoderKl, VaeConfig};
-use nn::{Adapters, Weights};
+use nn::{Adapters, Params, Weights};
 use tch::{Device, Kind, Tensor};
 
 use super::phase::{Built, Critic, Networks, recompute};
@@ -79,11 +81,23 @@ impl<'a> Rehearsal<'a> {
                 (adapted.net, Optimizer::new(adapted.lora.iter(), state, false)?)
             }
             _ => {
-                let (unet, params) = seeded().build(|scope| UNet::new(scope, &shapes.unet))?;
+                let own = Weights::from_tensors("the student", copies(&teacher_params, |_| true)).to(place.0, device);
+                let (unet, params) = own.build(|scope| UNet::new(scope, &shapes.unet))?;
                 (unet, Optimizer::new(params.iter(), state, stage.ema_decay.is_some())?)
             }
         };
         student.set_recompute(recompute(stage));
+        let critic = match &phase.objective {
+            Objective::Adversarial { conditional, .. } => {
+                let weights = DiscriminatorWeights {
+                    backbone: copies(&teacher_params, UNetEncoder::owns),
+                    head: HeadWeights::Fresh { seed: SEED },
+                };
+                let shape = HeadShape::of(&shapes.unet, shapes.sample.latent[1], *conditional);
+                Some(Critic::new(&shapes.unet, shape, weights, place, recompute(stage), state)?)
+            }
+            Objective::Mse | Objective::X0Conversion => None,
+        };
         let teacher = match phase.teacher {
             TeacherChoice::Previous => teacher,
             // The adapters' base stays, if there are any; the teacher itself goes.
@@ -96,18 +110,6 @@ impl<'a> Rehearsal<'a> {
                 }
                 skip
             }
-        };
-        let critic = match &phase.objective {
-            Objective::Adversarial { conditional, .. } => {
-                let (_, backbone) = seeded().build(|scope| UNetEncoder::new(scope, &shapes.unet))?;
-                let weights = DiscriminatorWeights {
-                    backbone: backbone.iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect(),
-                    head: HeadWeights::Fresh { seed: SEED },
-                };
-                let shape = HeadShape::of(&shapes.unet, shapes.sample.latent[1], *conditional);
-                Some(Critic::new(&shapes.unet, shape, weights, place, recompute(stage), state)?)
-            }
-            Objective::Mse | Objective::X0Conversion => None,
         };
         let says = |unet| Built { unet, formulation: Formulation::Epsilon };
         let networks = Networks::assemble(stage, phase, (says(student), student_optimizer), says(teacher), critic);
@@ -232,6 +234,13 @@ impl<'a> Rehearsal<'a> {
     }
 }
 
-fn bytes(params: &nn::Params) -> u64 {
+/// A network's tensors again, of those with wanted names: a copy of weights takes less time than a draw.
+fn copies(params: &Params, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let wanted = params.iter().filter(|(name, _)| wanted(name));
+    wanted.map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
+}
+
+fn bytes(params: &Params) -> u64 {
     params.tensors().map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64).sum()
 }
