@@ -362,7 +362,7 @@ fn guarded<T>(blob: &Blob, read: impl FnOnce() -> PolarsResult<T>) -> Result<T> 
 mod tests {
     use std::fs;
 
-    use polars::prelude::{DataFrame, ParquetCompression, ParquetWriter, SerWriter, df};
+    use polars::prelude::{DataFrame, ParquetCompression, ParquetWriter, df};
 
     use super::*;
     use crate::store;
