@@ -129,3 +129,15 @@ fn a_changed_part_is_refused_by_its_name() {
     fs::write(world.manifest().join("model.toml"), MODEL_TOML.replace("batch = 2", "batch = 3")).unwrap();
     assert_ends(&world.encode(), 0, "8 samples are encoded already");
 }
+
+#[test]
+fn shards_that_lie_in_a_store_are_asked_for() {
+    let world = World::new();
+    let shard = world.run().join("curated/shards/000001.tar");
+    let bytes = fs::read(&shard).unwrap();
+    fs::remove_file(&shard).unwrap();
+    fs::write(world.run().join("curated/target.json"), "{\"target\": \"s3://bucket/prefix\"}").unwrap();
+    assert_ends(&world.encode(), 2, "bring them to the folder `shards` here");
+    fs::write(&shard, bytes).unwrap();
+    assert_ends(&world.encode(), 0, "8 samples encoded, 0 refused");
+}

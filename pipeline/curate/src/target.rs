@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use shards::atomic::{read_json, write_json};
-use shards::index::{INDEX, SHARDS};
+use shards::index::{ELSEWHERE, INDEX, SHARDS};
 use shards::shard::verify_file;
 use shards::{ContentHash, Error as StorageError, Fingerprint, Index, ShardEntry, ShardReader};
 
@@ -25,8 +25,6 @@ use crate::report::REPORT;
 use crate::samples::SAMPLES;
 use crate::store::RemoteFolder;
 
-/// In `RUN/curated`.
-const PLACE: &str = "target.json";
 /// At the target.
 const OWNER: &str = "run.json";
 
@@ -61,7 +59,7 @@ impl Target {
     /// # Errors
     /// [`Error::Storage`]; [`Error::Store`] where the store cannot be spoken to.
     pub fn of_run(folder: &Path) -> Result<Target> {
-        let place = folder.join(PLACE);
+        let place = folder.join(ELSEWHERE);
         let remote = if place.exists() {
             let place: PlaceOfShards = read_json(place)?;
             Some(RemoteFolder::open(&place.target)?)
@@ -81,7 +79,7 @@ impl Target {
     /// # Errors
     /// [`Error::Store`], also where the target holds another run.
     pub fn claim(folder: &Path, target: Option<&str>, fingerprint: &Fingerprint) -> Result<()> {
-        let place = folder.join(PLACE);
+        let place = folder.join(ELSEWHERE);
         let Some(target) = target else {
             return remove_file(&place);
         };

@@ -49,6 +49,12 @@ pub enum Error {
         /// Where they should be.
         folder: PathBuf,
     },
+    /// The curated shards are not on this machine.
+    #[error("{}: its shards lie in an object store, as target.json says; bring them to the folder `shards` here", folder.display())]
+    ShardsElsewhere {
+        /// The curated run.
+        folder: PathBuf,
+    },
     /// The folder holds latents that were made otherwise.
     #[error(
         "{}: holds latents that were made otherwise ({}); choose another --run, or remove this folder to encode anew",
@@ -88,6 +94,7 @@ impl Error {
             | Error::Tokenizer { .. }
             | Error::Sample { .. }
             | Error::NotCurated { .. }
+            | Error::ShardsElsewhere { .. }
             | Error::MadeOtherwise { .. } => true,
             Error::Io { source, .. } | Error::Weights(nn::Error::Io { source, .. }) => {
                 source.kind() == std::io::ErrorKind::NotFound

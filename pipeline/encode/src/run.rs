@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shards::atomic::{read_json, write_json};
-use shards::index::{INDEX, SHARDS};
+use shards::index::{ELSEWHERE, INDEX, SHARDS};
 use shards::{Fingerprint, Index, RunLock, Sample, ShardEntry, ShardReader, ShardWriter};
 use tch::Device;
 
@@ -125,6 +125,10 @@ pub fn encode_latents(
         agree(&latents, &published.fingerprint, &fingerprint)?;
         check_present(&latents, &published.shards)?;
         return Ok(Outcome::NothingToDo { totals: published.totals });
+    }
+    let is_here = |shard: &ShardEntry| curated.join(SHARDS).join(&shard.name).exists();
+    if curated.join(ELSEWHERE).exists() && !index.shards.iter().all(is_here) {
+        return Err(Error::ShardsElsewhere { folder: curated });
     }
 
     let mut plan = Plan::new(curated, latents, fingerprint, index.shards)?;

@@ -30,6 +30,8 @@ pub struct Index<T> {
 pub const INDEX: &str = "index.json";
 /// The folder of shards beside it.
 pub const SHARDS: &str = "shards";
+/// The file beside an index whose shards lie in an object store: it says where.
+pub const ELSEWHERE: &str = "target.json";
 
 impl<T: Serialize> Index<T> {
     /// Publishes the index in `folder`. The shards that it names have to be there already.
