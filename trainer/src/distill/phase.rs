@@ -114,7 +114,11 @@ impl Networks {
         student_unet.set_recompute(recompute);
 
         let (followed, unet) = match (phase.teacher, &sources.skip_teacher) {
-            (TeacherChoice::Skip, Some(skip)) => (skip, skip.frozen_unet(kind, device)?.0),
+            (TeacherChoice::Skip, Some(skip)) => {
+                // Gone before the next one comes, but for what adapters stand on.
+                drop((teacher_unet, teacher_params));
+                (skip, skip.frozen_unet(kind, device)?.0)
+            }
             _ => (&sources.teacher, teacher_unet),
         };
 
