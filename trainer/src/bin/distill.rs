@@ -32,7 +32,8 @@ struct Arguments {
     /// Print the stage's recipe as it will be followed, and stop.
     #[arg(long)]
     show_recipe: bool,
-    /// Print the memory, time and disk that each phase will take, and stop. Reads no weights and needs no latents.
+    /// Print the memory, time and disk that each phase will take, and stop. Reads no weights and needs no latents; a
+    /// base model that is named by `hf:` is fetched first.
     #[arg(long, conflicts_with_all = ["show_recipe", "dump_step"])]
     plan: bool,
     /// Write all that enters and leaves iteration N (from 1) to a safetensors file.
