@@ -64,7 +64,7 @@ fn an_enlarged_image_is_caught() {
 /// An image of `n` x `n` copies, each the mirror of its neighbours.
 fn mirrored(image: &Image, n: u32) -> Image {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let fold = |at: usize, of: usize| if at / of % 2 == 0 { at % of } else { of - 1 - at % of };
+    let fold = |at: usize, of: usize| if (at / of).is_multiple_of(2) { at % of } else { of - 1 - at % of };
     let n = n as usize;
     let rgb = (0..height * n).flat_map(|y| {
         let row = &image.rgb()[fold(y, height) * width * 3..][..width * 3];

@@ -16,6 +16,11 @@
 //! | AVIF, HEIC, JPEG XL, TIFF, BMP, SVG, ICO | [`DecodeError::UnsupportedFormat`] |
 //! | anything else, such as an HTML page | [`DecodeError::NotAnImage`] |
 //!
+//! Most JPEGs are decoded here (module `jpeg`), the others and what they cannot do by `zune-jpeg`; PNG, WebP and GIF by
+//! `image`. AVIF waits for a decoder that is sound, builds with Rust and a C++ compiler alone and may be linked into a
+//! program under MIT or Apache-2.0. In November 2026 dav1d and libavif want meson, cmake and nasm, rav1d's port is
+//! unsafe code taken over from C, and its safe fork is under the AGPL.
+//!
 //! ```
 //! let limits = pixels::Limits::default();
 //! let page = b"<!doctype html><title>not found</title>";

@@ -67,6 +67,20 @@ fn of_planes(jpeg: &Jpeg<'_>) -> Result<Option<Picture>, DecodeError> {
     Ok(Some(Picture { luma: Luma::new(width, height, luma), colours: Colours::Image(image) }))
 }
 
+impl Luma {
+    /// The square in the middle, resized (Lanczos3) to `side` x `side`, as a small grey JPEG at `quality` 1 to 100.
+    ///
+    /// # Panics
+    /// If `side` is 0 or over 65,535.
+    #[must_use]
+    pub fn square_jpeg(&self, side: u32, quality: u8) -> Vec<u8> {
+        let size = (self.width(), self.height());
+        let plane = Plane { width: size.0 as usize, height: size.1 as usize, samples: self.samples().to_vec() };
+        let gray = Plane { samples: vec![128; (side * side) as usize], width: side as usize, height: side as usize };
+        encode_planes(&square_of_plane(&plane, (1, 1), size, side, side), [&gray, &gray], quality)
+    }
+}
+
 impl Picture {
     /// What is measured: the luma as it was coded.
     #[must_use]

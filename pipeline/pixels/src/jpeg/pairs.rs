@@ -55,9 +55,11 @@ impl Pairs {
                 step: 1,
                 next: 1,
             };
-            let second = match first.run {
-                END_OF_BLOCK => None,
-                _ => Coefficient::at(table, ahead << (64 - LOOK + first.bits), LOOK - first.bits),
+            let left = LOOK - first.bits;
+            let second = if first.run == END_OF_BLOCK || left == 0 {
+                None
+            } else {
+                Coefficient::at(table, ahead << (64 - left), left)
             };
             *pair = second.map_or(single, |second| Pair {
                 values: [first.value, second.value],
@@ -112,19 +114,22 @@ mod tests {
         let mut counts = [0; 16];
         (counts[1], counts[2]) = (3, 1);
         let pairs = Pairs::new(&Huffman::new(&counts, &[0x00, 0x01, 0x32, 0xF0], true).unwrap());
-        let at = |bits: u64, length: u32| pairs.at(bits << (64 - length));
-        let end = at(0b00, 2);
+        let at = |bits: &str| {
+            let digits = bits.replace(' ', "");
+            pairs.at(u64::from_str_radix(&digits, 2).unwrap() << (64 - digits.len()))
+        };
+        let end = at("00");
         assert_eq!((end.values, end.run, end.bits_of_first(), end.bits_of_both()), ([0, 0], 64, 2, 2));
         // A 1, then -2 after three zeros.
-        let two = at(0b01_1_10_01, 7);
+        let two = at("01 1 10 01");
         assert_eq!((two.values, two.run, two.step, two.next), ([1, -2], 0, 4, 5));
         assert_eq!((two.bits_of_first(), two.bits_of_both()), (3, 7));
         // A -1, then the end, which leads past every last coefficient.
-        let last = at(0b01_0_00, 5);
+        let last = at("01 0 00");
         assert_eq!((last.values, last.next, last.bits_of_both()), ([-1, 0], 66, 5));
         // Sixteen zeros, then a 3 after three more.
-        let far = at(0b110_10_11, 7);
+        let far = at("110 10 11");
         assert_eq!((far.values, far.run, far.step, far.next), ([0, 3], 15, 4, 5));
-        assert!(at(0b111, 3).is_none());
+        assert!(at("111").is_none());
     }
 }
