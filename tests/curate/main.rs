@@ -6,5 +6,6 @@ mod resume;
 mod rows;
 mod s3;
 mod server;
+mod steps;
 mod stores;
 mod world;

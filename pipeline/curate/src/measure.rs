@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use pixels::{DecodeError, Sharpness};
 use shards::ContentHash;
 
@@ -9,6 +11,11 @@ use crate::reason::{self, Reason};
 use crate::recipe::{ImageRules, Recipe, SharpnessRules, Store};
 use crate::record::{Answer, Measured, PixelMeasures, Rejection};
 use crate::row::Size;
+
+/// The part of a threshold from which on what misses it is worth a thumbnail.
+const NEARLY: f64 = 0.5;
+const THUMBNAIL_SIDE: u32 = 160;
+const THUMBNAIL_QUALITY: u8 = 70;
 
 /// The image file of a sample.
 #[derive(Debug)]
@@ -42,6 +49,7 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
         sha256: ContentHash::of(body),
         pixels: None,
         rejection: None,
+        thumbnail: None,
     };
     // What the header rules out is not decoded.
     measured.rejection = judge(&measured, recipe).err();
@@ -50,8 +58,10 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
     }
     let file = match recipe.image.store {
         Store::Original => {
-            measured.pixels = Some(pixel_measures(&pixels::decode_luma(body, &limits)?));
+            let luma = pixels::decode_luma(body, &limits)?;
+            measured.pixels = Some(pixel_measures(&luma));
             measured.rejection = judge(&measured, recipe).err();
+            measured.thumbnail = thumbnail(&measured, &luma, recipe);
             File { bytes: body.into(), sha256: measured.sha256 }
         }
         Store::SquareJpeg { side, quality } => {
@@ -59,6 +69,7 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
             measured.pixels = Some(pixel_measures(picture.luma()));
             measured.rejection = judge(&measured, recipe).err();
             if measured.rejection.is_some() {
+                measured.thumbnail = thumbnail(&measured, picture.luma(), recipe);
                 return Ok((measured, None));
             }
             let encoded = picture.square_jpeg(side, quality);
@@ -67,6 +78,13 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
     };
     let is_wanted = measured.rejection.is_none();
     Ok((measured, is_wanted.then_some(file)))
+}
+
+/// What the report shows of an image that was nearly sharp enough.
+fn thumbnail(measured: &Measured, luma: &pixels::Luma, recipe: &Recipe) -> Option<String> {
+    measured.rejection.as_ref()?;
+    let nearness = recipe.sharpness.nearness(measured.pixels?.sharpness);
+    (nearness >= NEARLY).then(|| STANDARD.encode(luma.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY)))
 }
 
 fn pixel_measures(luma: &pixels::Luma) -> PixelMeasures {
@@ -94,12 +112,24 @@ fn judge_header(measured: &Measured, rules: &ImageRules) -> Result<(), reason::I
     }
 }
 
+impl SharpnessRules {
+    /// Each score with its threshold, and what it means to be below.
+    fn held_against(self, found: Sharpness) -> [(reason::Image, &'static str, f64, f64); 3] {
+        [
+            (reason::Image::Blurred, "whole", found.whole, self.min_whole),
+            (reason::Image::NoSharpTile, "tile", found.tile, self.min_tile),
+            (reason::Image::Upscaled, "detail", found.detail, self.min_detail),
+        ]
+    }
+
+    /// The least of the scores' parts of their thresholds; below 1 if one of them is not met.
+    pub fn nearness(self, found: Sharpness) -> f64 {
+        self.held_against(found).into_iter().map(|(.., value, least)| value / least).fold(f64::INFINITY, f64::min)
+    }
+}
+
 fn judge_sharpness(found: Sharpness, rules: SharpnessRules) -> Result<(), Rejection> {
-    for (reason, name, value, least) in [
-        (reason::Image::Blurred, "whole", found.whole, rules.min_whole),
-        (reason::Image::NoSharpTile, "tile", found.tile, rules.min_tile),
-        (reason::Image::Upscaled, "detail", found.detail, rules.min_detail),
-    ] {
+    for (reason, name, value, least) in rules.held_against(found) {
         if value < least {
             let detail = format!("sharpness {name} {value:.4} is below {least}");
             return Err(Rejection { reason: Reason::Image(reason), detail });

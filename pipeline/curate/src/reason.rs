@@ -1,5 +1,6 @@
 //! Why a row was not kept.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -169,10 +170,11 @@ impl Reason {
     }
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match *self {
-            Reason::Filter(Filter::ScoreMissing(score)) => return write!(f, "filter.{score}_missing"),
+impl Reason {
+    /// The name within its stage, the part after the dot.
+    pub fn name(self) -> Cow<'static, str> {
+        let name = match self {
+            Reason::Filter(Filter::ScoreMissing(score)) => return format!("{score}_missing").into(),
             Reason::Filter(Filter::Score(score)) => score.name(),
             Reason::Filter(Filter::SizeMissing) => "size_missing",
             Reason::Filter(Filter::TooSmall) => "too_small",
@@ -201,7 +203,13 @@ impl fmt::Display for Reason {
             Reason::Stored(Stored::NeverAsked) => "never_asked",
             Reason::Stored(Stored::FileNotKept) => "file_not_kept",
         };
-        write!(f, "{}.{name}", self.stage())
+        name.into()
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.stage(), self.name())
     }
 }
 

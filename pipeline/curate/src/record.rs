@@ -52,6 +52,9 @@ pub struct Measured {
     pub pixels: Option<PixelMeasures>,
     /// Why a rule on this sample alone turns it down, if one does.
     pub rejection: Option<Rejection>,
+    /// A small grey JPEG in base64, for the report, of an image that a rule on sharpness turned down by less than half.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbnail: Option<String>,
 }
 
 /// What takes a decode to measure.

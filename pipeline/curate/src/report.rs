@@ -2,6 +2,7 @@
 
 mod survey;
 
+use std::cmp::Reverse;
 use std::fmt::Write;
 
 use base64::Engine;
@@ -16,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::reason::Reason;
 use crate::recipe::Recipe;
 use crate::target::Target;
-use survey::{ClaimedSizes, Content, Histogram, Picture, Survey};
+use survey::{ClaimedSizes, Content, Histogram, NearMiss, Picture, Survey};
 
 /// The file's name in `RUN/curated`.
 pub const REPORT: &str = "report.html";
@@ -29,7 +30,7 @@ const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; } td { padding: .1rem .6rem .1rem 0; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; width: 7rem; } td.bar { width: 50%; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; width: 7rem; } td.bar { width: 50%; } td.wide { width: 60%; padding-left: 1.5rem; }
 .bar div { height: .8rem; min-width: 1px; border-radius: 2px; background: var(--lost); } .kept .bar div { background: var(--kept); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem 2rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: .8rem; }
@@ -56,6 +57,7 @@ pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, target: &Targe
     contents(&mut html, &survey, recipe);
     pictures(&mut html, "The sharpest samples", &survey.sharpest, target)?;
     pictures(&mut html, "The least sharp samples", &survey.blurriest, target)?;
+    near_misses(&mut html, &survey.nearest);
     let _ = write!(html, "<h2>The recipe</h2>\n<pre>{}</pre>\n</html>\n", encode_text(&recipe.to_toml()));
     Ok(write_atomic(target.folder().join(REPORT), html.as_bytes())?)
 }
@@ -169,15 +171,42 @@ fn number(value: f64) -> String {
 }
 
 fn hosts(html: &mut String, survey: &Survey) {
-    let hosts = survey.failures_by_host.largest(HOSTS);
+    let hosts = survey.failing_hosts(HOSTS);
     if hosts.is_empty() {
         return;
     }
     let _ = writeln!(html, "<h2>Hosts with most failures</h2>\n<table>");
-    for (host, n) in hosts {
-        let _ = writeln!(html, "<tr><td>{}</td><td class=\"n\">{n}</td></tr>", encode_text(host));
+    for (host, failures) in hosts {
+        let mut classes: Vec<_> = failures.iter().collect();
+        classes.sort_by_key(|&(reason, rows)| (Reverse(rows), reason));
+        let classes: Vec<String> = classes.iter().map(|(reason, rows)| format!("{rows} {}", reason.name())).collect();
+        let host = if host.is_empty() { "(no host)" } else { host };
+        let _ = writeln!(
+            html,
+            "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"wide\">{}</td></tr>",
+            encode_text(host),
+            failures.total(),
+            classes.join(", ")
+        );
     }
     html.push_str("</table>\n");
+}
+
+fn near_misses(html: &mut String, nearest: &[NearMiss]) {
+    if nearest.is_empty() {
+        return;
+    }
+    html.push_str("<h2>The best of what was not sharp enough</h2>\n<div class=\"pictures\">\n");
+    for NearMiss { key, caption, detail, thumbnail, .. } in nearest {
+        let _ = writeln!(
+            html,
+            "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{thumbnail}\">\
+             <figcaption>{} &middot; {key} &middot; {}</figcaption></figure>",
+            encode_text(detail),
+            encode_text(caption),
+        );
+    }
+    html.push_str("</div>\n");
 }
 
 fn contents(html: &mut String, survey: &Survey, recipe: &Recipe) {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use shards::ContentHash;
 
-use crate::hosts::Hosts;
+use crate::counts::Counts;
 use crate::ledger::Entry;
 use crate::reason::Reason;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, SharpnessRules};
 use crate::record::{Answer, Measured, Verdict};
 use crate::row::{Candidate, RowId, Size};
 use crate::score::Score;
@@ -16,6 +16,9 @@ use crate::score::Score;
 /// Repeated contents that are told, and how many rows one of them has at least.
 const CONTENTS: usize = 8;
 const REPEATED: u64 = 3;
+/// Hosts whose failures are counted one by one. Those met later are counted together, so that memory is bounded.
+const HOSTS: usize = 1 << 18;
+const OTHER_HOSTS: &str = "(other hosts)";
 /// Thumbnails of each kind.
 const PICTURES: usize = 8;
 
@@ -25,11 +28,14 @@ pub struct Survey {
     /// One for each quantity, with the thresholds that the recipe sets on it.
     pub histograms: Vec<Histogram>,
     /// Rows that failed to be fetched, by host.
-    pub failures_by_host: Hosts,
+    failures_by_host: HashMap<String, Counts>,
     /// By source.
     pub sizes: BTreeMap<u16, ClaimedSizes>,
+    rules: SharpnessRules,
     /// Downloaded contents, by the first half of their hash.
     contents: HashMap<u128, Content>,
+    /// Those that a rule on sharpness turned down by least, the nearest first.
+    pub nearest: Vec<NearMiss>,
     /// The sharpest samples, sharpest first.
     pub sharpest: Vec<Picture>,
     /// The least sharp samples, least sharp first.
@@ -60,6 +66,21 @@ pub struct Content {
     pub size: Size,
     /// The first row that brought them.
     pub first: RowId,
+}
+
+/// An image that was nearly sharp enough.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NearMiss {
+    /// Its row.
+    pub key: RowId,
+    /// Its caption.
+    pub caption: String,
+    /// By what it missed.
+    pub detail: String,
+    /// The least of its scores' parts of their thresholds.
+    pub nearness: f64,
+    /// A JPEG in base64.
+    pub thumbnail: String,
 }
 
 /// A sample to be shown.
@@ -167,9 +188,11 @@ impl Survey {
         });
         Survey {
             histograms: histograms.collect(),
-            failures_by_host: Hosts::default(),
+            failures_by_host: HashMap::new(),
             sizes: BTreeMap::new(),
             contents: HashMap::new(),
+            nearest: Vec::new(),
+            rules: recipe.sharpness,
             sharpest: Vec::new(),
             blurriest: Vec::new(),
         }
@@ -181,7 +204,10 @@ impl Survey {
         if let Verdict::Rejected(rejection) = &entry.verdict
             && matches!(rejection.reason, Reason::Fetch(_))
         {
-            self.failures_by_host.add(candidate.host());
+            let host = candidate.host();
+            let known = self.failures_by_host.contains_key(host) || self.failures_by_host.len() < HOSTS;
+            let name = if known { host } else { OTHER_HOSTS };
+            self.failures_by_host.entry(name.to_owned()).or_default().add(rejection.reason, 1);
         }
         let Answer::Image(measured) = &entry.record.answer else { return };
         for histogram in &mut self.histograms {
@@ -195,6 +221,19 @@ impl Survey {
         }
         let real = measured.size;
         // Tables were made without a look at EXIF: an image that lies on its side has both sizes by right.
+        if let (Verdict::Rejected(rejection), Some(thumbnail), Some(pixels)) =
+            (&entry.verdict, &measured.thumbnail, measured.pixels)
+            && matches!(rejection.reason, Reason::Image(_))
+        {
+            let nearness = self.rules.nearness(pixels.sharpness);
+            let at = self.nearest.partition_point(|other| other.nearness >= nearness);
+            if at < PICTURES {
+                let (caption, detail) = (candidate.caption.text.clone(), rejection.detail.clone());
+                let miss = NearMiss { key: candidate.key, caption, detail, nearness, thumbnail: thumbnail.clone() };
+                self.nearest.insert(at, miss);
+                self.nearest.truncate(PICTURES);
+            }
+        }
         let content = self.contents.entry(half(measured.sha256)).or_insert(Content {
             sha256: measured.sha256,
             rows: 0,
@@ -225,6 +264,14 @@ impl Survey {
 }
 
 impl Survey {
+    /// The hosts with most failures, most first, and their failures by class.
+    pub fn failing_hosts(&self, most: usize) -> Vec<(&str, &Counts)> {
+        let mut hosts: Vec<_> = self.failures_by_host.iter().map(|(host, counts)| (host.as_str(), counts)).collect();
+        hosts.sort_by_key(|&(host, counts)| (Reverse(counts.total()), host));
+        hosts.truncate(most);
+        hosts
+    }
+
     /// The contents that most rows brought, most first.
     pub fn repeated_contents(&self) -> Vec<&Content> {
         let mut repeated: Vec<_> = self.contents.values().filter(|content| content.rows >= REPEATED).collect();
