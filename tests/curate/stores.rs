@@ -149,12 +149,7 @@ fn what_is_wrong_with_a_store_is_said_before_anybody_is_asked() {
 fn shards_in_a_bucket_are_those_of_a_folder() {
     let world = World::of_rows(60);
     world.curate(&[]).ends_with(0);
-    let local: BTreeMap<String, Vec<u8>> = world
-        .snapshot()
-        .into_iter()
-        .filter(|(path, _)| path.extension().is_some_and(|e| e == "tar"))
-        .map(|(path, bytes)| (format!("shards/{}", path.file_name().unwrap().to_string_lossy()), bytes))
-        .collect();
+    let local = local_shards(&world);
     world.forget();
 
     let s3 = S3::start();
@@ -185,6 +180,39 @@ fn shards_in_a_bucket_are_those_of_a_folder() {
     curate(&s3, &world, &[]).ends_with(1).says("s3://pictures/deep/er/shards/000001.tar: has 5 bytes");
     fs::remove_file(&shard).unwrap();
     curate(&s3, &world, &["--verify"]).ends_with(2).says("deep/er/shards/000001.tar: there is no such object");
+}
+
+/// The shards of a finished run in its folder, called as in a bucket.
+fn local_shards(world: &World) -> BTreeMap<String, Vec<u8>> {
+    let shards = world.snapshot().into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "tar"));
+    shards.map(|(path, bytes)| (format!("shards/{}", path.file_name().unwrap().to_string_lossy()), bytes)).collect()
+}
+
+#[test]
+fn placeholders_leave_the_shards_of_a_bucket_too() {
+    let world = World::empty();
+    let rows: Vec<Row> = (0..30)
+        .map(|n| {
+            let image = jpeg(256, 256, if n % 3 == 0 { 1000 } else { n });
+            Row::new(world.server.route(&format!("/{n}.jpg"), Answer::ok(image)), "a picture or none")
+        })
+        .collect();
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("[duplicates]\nplaceholder_urls = 4\n");
+    world.curate(&[]).ends_with(0);
+    let local = local_shards(&world);
+    world.forget();
+    let s3 = S3::start();
+    with_target(&world, "out");
+    curate(&s3, &world, &[]).ends_with(0);
+    assert_eq!(
+        world.index().totals["reasons"],
+        serde_json::json!({ "duplicate.exact": 2, "duplicate.placeholder": 8 })
+    );
+    let objects = stored(&s3, "out");
+    assert!(local.iter().all(|(name, bytes)| objects[name] == *bytes));
+    assert!(!world.curated("shards").read_dir().is_ok_and(|mut files| files.next().is_some()), "no shard stays here");
+    curate(&s3, &world, &["--verify"]).ends_with(0);
 }
 
 #[test]

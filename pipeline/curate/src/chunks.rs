@@ -80,7 +80,7 @@ impl Footer {
             return Err(not_parquet());
         }
         if length > end.len() as u64 {
-            end = blob.read(&[blob.length - length..blob.length])?.swap_remove(0);
+            end = blob.read_one(blob.length - length..blob.length)?;
         }
         let footer = end.split_off(end.len() - length as usize);
         let mut hashed = footer[..footer.len() - TAIL].to_vec();
@@ -336,7 +336,7 @@ impl PageCursor {
                 }
             }
             let end = self.chunk.bytes.end.min(self.next + ahead);
-            let more = blob.read(&[self.next..end])?.swap_remove(0);
+            let more = blob.read_one(self.next..end)?;
             self.held = [&self.held[..], &more].concat().into();
             self.next = end;
             ahead *= 2;

@@ -65,6 +65,14 @@ impl Blob {
         }
     }
 
+    /// Reads one range.
+    ///
+    /// # Errors
+    /// As [`read`](Blob::read).
+    pub fn read_one(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        self.read(&[range]).map(|mut read| read.swap_remove(0))
+    }
+
     /// The last bytes of each of `blobs`, many at once where they lie far away.
     ///
     /// # Errors
@@ -74,7 +82,7 @@ impl Blob {
         let reads = blobs.iter().map(|blob| async move {
             let range = blob.length.saturating_sub(most)..blob.length;
             match &blob.place {
-                Place::File(_) => blob.read(&[range]).map(|mut read| read.swap_remove(0)),
+                Place::File(_) => blob.read_one(range),
                 Place::Object(bucket, key) => {
                     read_part(bucket, key, range).await.map_err(|e| told(&blob.to_string(), e))
                 }
