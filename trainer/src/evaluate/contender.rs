@@ -22,7 +22,7 @@ pub enum Kind {
     Lora,
 }
 
-/// One line of the table.
+/// One line of the table. Its JSON says how it is sampled, and not where it lies.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Contender {
     /// Its name, which is also that of its files.
@@ -32,10 +32,13 @@ pub struct Contender {
     /// What made it.
     pub method: String,
     /// Its folder.
+    #[serde(skip)]
     pub model: PathBuf,
     /// Another UNet, or a single-file checkpoint.
+    #[serde(skip)]
     pub weights: Option<PathBuf>,
     /// Adapters on top.
+    #[serde(skip)]
     pub lora: Option<PathBuf>,
     /// How it is sampled.
     pub sampling: Sampling,
