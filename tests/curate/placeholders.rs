@@ -59,7 +59,7 @@ fn kills_change_nothing_of_it() {
             let mut child = world.start();
             thread::sleep(some_time(round * 3 + kill, whole));
             child.kill().unwrap();
-            Finished(child.wait_with_output().unwrap());
+            let _finished = Finished(child.wait_with_output().unwrap());
         }
         world.curate(&[]).ends_with(0);
         assert!(world.snapshot() == wanted, "in round {round}");

@@ -61,7 +61,7 @@ pub fn wanted(name: &ModelName, listed: &BTreeSet<String>) -> Result<Wanted> {
     let weights = NETWORKS
         .map(|(folder, stem)| {
             let named = |ending: &&str| format!("{folder}/{stem}.{ending}");
-            let first = |endings: &[&str]| endings.iter().map(|ending| named(&ending)).find(has);
+            let first = |endings: &[&str]| endings.iter().map(named).find(has);
             match name.variant() {
                 Variant::Full => first(&FULL).or_else(|| first(&FP16)).ok_or_else(|| lacks(named(&FULL[0]))),
                 Variant::Fp16 => first(&FP16).ok_or_else(|| lacks(named(&FP16[0]))),
