@@ -4,11 +4,15 @@ use tch::Device;
 
 use crate::Error;
 
-/// Parses `cpu`, `cuda` or `cuda:N`. Where a GPU is meant, CUDA is started and the GPU has to be there.
+/// Parses `cpu`, `cuda` or `cuda:N`, and makes the device ready: CUDA is started where a GPU is meant, which has to be
+/// there, and the allocator is set for tensors where it is the CPU.
 pub fn parse_device(text: &str) -> Result<Device, Error> {
     let unusable = |reason: String| Error::Device { name: text.to_owned(), reason };
     let index = match text {
-        "cpu" => return Ok(Device::Cpu),
+        "cpu" => {
+            torch_shim::keep_freed_memory();
+            return Ok(Device::Cpu);
+        }
         "cuda" => 0,
         _ => text
             .strip_prefix("cuda:")

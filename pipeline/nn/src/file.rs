@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -63,6 +63,11 @@ impl MappedFile {
         } else {
             Tensor::f_from_data_size(bytes, &shape, kind)?.f_to_device(to.1)?.f_to_kind(to.0)?
         };
+        // What has been copied is not wanted again: without this the peak of memory holds the weights twice.
+        // SAFETY: the map is of a file and read-only, so that its pages come back from the file with what they held.
+        #[allow(unsafe_code)]
+        let _ =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.data_start + start, end - start) };
         Ok(tensor)
     }
 }

@@ -10,6 +10,7 @@ pub(crate) type Drop = unsafe extern "C" fn(*mut c_void);
 unsafe extern "C" {
     pub(crate) fn sd_last_error() -> *const c_char;
     pub(crate) fn sd_load_cuda() -> c_int;
+    pub(crate) fn sd_keep_freed_memory();
     pub(crate) fn sd_fused_adam(
         params: *const *const C_tensor,
         grads: *const *const C_tensor,

@@ -5,6 +5,7 @@
 // message that sd_last_error() hands out.
 
 #include <dlfcn.h>
+#include <malloc.h>
 
 #include <cstdint>
 #include <string>
@@ -123,6 +124,12 @@ int sd_load_cuda() {
   const char* why = dlerror();
   last_error = why != nullptr ? why : "libtorch_cuda.so cannot be loaded";
   return 0;
+}
+
+// glibc gives every large block back to the system when it is freed, and the next tensor pays for fresh, zeroed pages.
+void sd_keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
 int sd_fused_adam(Tensor* const* params, Tensor* const* grads, Tensor* const* first_moments,
