@@ -60,8 +60,8 @@ pub fn start_cuda() -> bool {
     *LOADED.get_or_init(|| unsafe { ffi::sd_load_cuda() } != 0) && tch::Cuda::is_available()
 }
 
-/// Has the allocator keep up to a GiB of what tensors on the CPU leave behind for the tensors that follow, and blocks of
-/// up to a GiB in one heap. A pass of a network allocates and frees the same large blocks over and over.
+/// Has the allocator keep what tensors on the CPU leave behind for the tensors that follow: blocks of up to 64 MiB, and
+/// 256 MiB at the heap's end. A pass of a network allocates and frees the same blocks over and over.
 pub fn keep_freed_memory() {
     // SAFETY: mallopt changes how later blocks are taken, at any time and from any thread.
     unsafe { ffi::sd_keep_freed_memory() };

@@ -127,9 +127,10 @@ int sd_load_cuda() {
 }
 
 // glibc gives every large block back to the system when it is freed, and the next tensor pays for fresh, zeroed pages.
+// Blocks beyond the threshold still go back: in one heap the holes that they leave would raise the peak.
 void sd_keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_THRESHOLD, 64 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
 }
 
 int sd_fused_adam(Tensor* const* params, Tensor* const* grads, Tensor* const* first_moments,
