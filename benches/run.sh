@@ -7,19 +7,21 @@
 # be made, SCALE one of
 #   small   a CPU: the demo's UNet and its distillation, SDXL at 0.3 of its width, its VAE and encoders (11 minutes)
 #   full    a CPU with 24 GiB: one forward of every network of SDXL at 1024 px, in bf16, from the disk (20 minutes)
-#   gpu     a GPU: every network at full size, encode-latents as a whole, steps of distillation        (20 minutes;
-#           ONLY='^step' takes 10 of them)
+#   gpu     a GPU: parity, every network at full size, steps of distillation, encode-latents as a whole (twice 10 minutes)
 #   proof   a CPU: every line of `gpu` with small networks, to see that the script works               (4 minutes)
-# THREADS and ONLY (a regular expression on the names below) may be set.
+# THREADS, ONLY (a regular expression on the names below) and MINUTES may be set. After MINUTES, 9 for `gpu`, no further
+# measurement is begun and the one that runs is ended; the same command goes on with what is left, until it says so.
 set -euo pipefail
 
 programs=$(realpath "$1") python=$2 results=$(realpath -m "$3") scale=$4
 cd "$(dirname "$0")/.."
 threads=${THREADS:-$(nproc)}
 export OMP_NUM_THREADS=$threads
-device=cpu
-if [ "$scale" = gpu ]; then device=cuda; fi
+device=cpu minutes=${MINUTES:-600}
+if [ "$scale" = gpu ]; then device=cuda minutes=${MINUTES:-9}; fi
 mkdir -p "$results"
+touch "$results/done.txt" "$results/measurements.jsonl"
+rm -f "$results/left.txt"
 {
     date -u +%FT%TZ
     echo "benches/run.sh PROGRAMS PYTHON RESULTS $scale, $threads threads"
@@ -32,11 +34,26 @@ print("torch", torch.__version__, "diffusers", diffusers.__version__, "transform
 } > "$results/machine.txt"
 
 wanted() { [[ $1 =~ ${ONLY:-.} ]]; }
-record() { tee -a "$results/measurements.jsonl"; }
+seconds_left() { echo $((60 * minutes - SECONDS)); }
+# NAME COMMAND...: one measurement, unless it was made before; its lines are kept when it is whole.
+measure() {
+    local name=$1 status=0
+    if grep -qxF -- "$name" "$results/done.txt"; then return; fi
+    if [ "$(seconds_left)" -gt 0 ]; then
+        timeout "$(seconds_left)" "${@:2}" > "$results/running.jsonl" || status=$?
+        if [ $status = 0 ]; then
+            tee -a "$results/measurements.jsonl" < "$results/running.jsonl"
+            echo "$name" >> "$results/done.txt"
+        fi
+        rm "$results/running.jsonl"
+        if [ $status != 124 ]; then return $status; fi
+    fi
+    echo "$name" >> "$results/left.txt"
+}
 # PROGRAM [ARGUMENT...]: one measurement by us, by PyTorch, or by both in turn, twice.
-ours() { "$programs/$1" --device "$device" --threads "$threads" "${@:2}" | record; }
-theirs() { "$python" "benches/$1/eager.py" --device "$device" --threads "$threads" "${@:2}" | record; }
-both() { if wanted "$*"; then for _ in 1 2; do ours "$@" && theirs "$@"; done; fi; }
+ours() { measure "here${turn:-}: $*" "$programs/$1" --device "$device" --threads "$threads" "${@:2}"; }
+theirs() { measure "PyTorch${turn:-}: $*" "$python" "benches/$1/eager.py" --device "$device" --threads "$threads" "${@:2}"; }
+both() { if wanted "$*"; then for turn in '' ' again'; do ours "$@" && theirs "$@"; done; turn=; fi; }
 once() { if wanted "$*"; then ours "$@" && theirs "$@"; fi; }
 compiled() { if wanted "$*"; then theirs "$@" --compile $backend; fi; }
 
@@ -44,9 +61,10 @@ unet() { echo "networks --network unet --config benches/unet/$1/config.json"; }
 vae() { echo "networks --network vae-$1 --config tests/fixtures/vae/sdxl.config.json"; }
 text() { echo "networks --network $1 --config tests/fixtures/text/sdxl_$1.config.json"; }
 
-if wanted check; then
+if wanted check && ! grep -qx check "$results/done.txt"; then
     "$programs/networks" --check tests/fixtures --device "$device" | tee "$results/check.jsonl"
     "$programs/networks" --check tests/fixtures --device "$device" --dtype bf16 | tee -a "$results/check.jsonl"
+    echo check >> "$results/done.txt"
 fi
 # shellcheck disable=SC2046
 case $scale in
@@ -76,16 +94,8 @@ gpu | proof)
         # Inductor compiles C++ on a CPU, for many minutes.
         backend=eager
     fi
-    both $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
-    compiled $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
-    for way in encode decode; do
-        once $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"
-        compiled $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"
-    done
-    for encoder in text_encoder text_encoder_2; do
-        once $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
-        compiled $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"
-    done
+    # What says most comes first; compiling takes minutes and comes last.
+    once $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
     step=(step --config benches/unet/$unet --size $size --dtype bf16)
     for micro in 1 2 4; do
         for trains in lora full; do
@@ -94,20 +104,33 @@ gpu | proof)
                 echo "failed: step, $trains, $micro images" | tee -a "$results/failed.txt"
         done
     done
-    if wanted latents; then
+    if wanted latents && [ "$(seconds_left)" -gt 0 ]; then
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT
-        ours latents --world "$scratch" --fixtures tests/fixtures --scale $world --images $images --prepare
-        for _ in 1 2; do
-            ours latents --world "$scratch" --fixtures tests/fixtures --scale $world
-            theirs latents --world "$scratch"
+        latents=(latents --world "$scratch" --fixtures tests/fixtures --scale $world)
+        "$programs/latents" --device "$device" --threads "$threads" "${latents[@]:1}" --images $images --prepare
+        for turn in '' ' again'; do
+            measure "here$turn: latents" "$programs/latents" --device "$device" --threads "$threads" "${latents[@]:1}"
+            measure "PyTorch$turn: latents" "$python" benches/latents/eager.py --device "$device" --threads "$threads" --world "$scratch"
         done
-        theirs latents --world "$scratch" --compile $backend
+        turn=
+    fi
+    for way in encode decode; do once $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"; done
+    for encoder in text_encoder text_encoder_2; do once $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"; done
+    compiled $(unet $unet) --size $size --dtype bf16 "${batches[@]}" "${repeat[@]}"
+    for way in encode decode; do compiled $(vae $way) --size $size --dtype bf16 --batch 1 "${repeat[@]}"; done
+    for encoder in text_encoder text_encoder_2; do compiled $(text $encoder) --dtype bf16 --batch 8 "${repeat[@]}"; done
+    if wanted latents && [ -n "${scratch:-}" ]; then
+        measure "PyTorch, compiled: latents" "$python" benches/latents/eager.py --device "$device" --threads "$threads" \
+            --world "$scratch" --compile $backend
     fi
     ;;
 *)
-    sed -n '2,15s/^# \{0,1\}//p' benches/run.sh >&2
+    sed -n '2,17s/^# \{0,1\}//p' benches/run.sh >&2
     exit 2
     ;;
 esac
 "$python" benches/table.py "$results/measurements.jsonl" | tee "$results/table.md"
+if [ -s "$results/left.txt" ]; then
+    echo "the time is over and $(wc -l < "$results/left.txt") measurements are left: the same command goes on with them"
+fi

@@ -6,7 +6,7 @@
 //!     --dtype bf16 --recompute --device cuda
 //! ```
 //! One iteration is one micro-batch here: four steps of the teacher's schedule to two of the student's, the conditional
-//! discriminator. Prints one JSON object; eager.py beside it does the same with PyTorch and diffusers, and benches/run.sh
+//! discriminator or, with `--objective mse`, the teacher's point itself. Prints one JSON object; eager.py beside it does the same with PyTorch and diffusers, and benches/run.sh
 //! runs both in turn. What `distill --plan` says of the same iteration stands beside what was measured.
 
 #![forbid(unsafe_code)]
@@ -39,6 +39,9 @@ struct Arguments {
     /// What is trained of the student
     #[arg(long, value_enum, default_value = "lora")]
     trains: Trains,
+    /// What it is measured against; eager.py knows the first alone
+    #[arg(long, value_enum, default_value = "adversarial_conditional")]
+    objective: Objective,
     /// Images in a pass
     #[arg(long, default_value_t = 4)]
     micro_batch: usize,
@@ -72,6 +75,13 @@ enum Trains {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Objective {
+    AdversarialConditional,
+    Mse,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
     F32,
     Bf16,
@@ -88,11 +98,12 @@ impl Arguments {
              micro_batch_size = {batch}\nseed = 1\nprecision = '{dtype}'\ncheckpoint_activations = {recompute}\n{lora}\n\
              record = {{ checkpoint_every = 0, keep_checkpoints = 1, samples_every = 0, samples = 1, histograms_every = 0 }}\n\
              guard = {{ max_skipped_in_a_row = 0, collapse_loss = 0.0, collapse_patience = 1 }}\n\
-             [[phase]]\nname = 'step'\nobjective = 'adversarial_conditional'\ntrains = '{trains}'\niterations = 1\n\
+             [[phase]]\nname = 'step'\nobjective = '{objective}'\ntrains = '{trains}'\niterations = 1\n\
              learning_rate = 1e-6\nbetas = [0.0, 0.99]\n",
             batch = self.micro_batch,
             dtype = name(self.dtype),
             recompute = self.recompute,
+            objective = name(self.objective),
             trains = name(self.trains),
             lora = match self.trains {
                 Trains::Lora => "lora = { rank = 64, alpha = 8.0 }",
@@ -156,6 +167,7 @@ fn main() -> Result<()> {
             "config": arguments.config,
             "size": arguments.size.to_string(),
             "trains": name(arguments.trains),
+            "objective": name(arguments.objective),
             "micro_batch": arguments.micro_batch,
             "dtype": name(arguments.dtype),
             "recompute": arguments.recompute,
