@@ -7,7 +7,8 @@
 //! ```
 //! One iteration is one micro-batch here: four steps of the teacher's schedule to two of the student's, the conditional
 //! discriminator or, with `--objective mse`, the teacher's point itself. Prints one JSON object; eager.py beside it does
-//! the same with PyTorch and diffusers, and benches/run.sh runs both in turn. What `distill --plan` says of the same iteration stands beside what was measured.
+//! the same with PyTorch and diffusers, and benches/run.sh runs both in turn. What `distill --plan` says of the same
+//! iteration stands beside what was measured.
 
 #![forbid(unsafe_code)]
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::server::Answer;
-use crate::world::{Finished, Row, World, jpeg, some_time};
+use crate::world::{Finished, Row, World, jpeg, kill_until_it_ends};
 
 const ROWS: u64 = 120;
 
@@ -46,20 +46,7 @@ fn a_killed_run_converges_to_the_bytes_of_an_undisturbed_one() {
     let whole = started.elapsed();
     let (mut killed, mut seed) = (0, 0);
     while killed < kills() {
-        // Several kills in one run, so that resumed runs are killed as well.
-        loop {
-            let mut child = world.start();
-            thread::sleep(some_time(seed, whole));
-            seed += 1;
-            let ended = child.try_wait().unwrap();
-            child.kill().unwrap();
-            let output = Finished(child.wait_with_output().unwrap());
-            if ended.is_some() {
-                output.ends_with(0);
-                break;
-            }
-            killed += 1;
-        }
+        killed += kill_until_it_ends(|| world.start(), &mut seed, whole);
         assert_same(&world, &wanted);
         world.forget();
     }

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::s3::{BUCKET, S3};
 use crate::server::Answer;
-use crate::world::{Finished, Row, World, jpeg, some_time};
+use crate::world::{Finished, Row, World, jpeg, kill_until_it_ends};
 
 /// The recipe of a world with its tables in the bucket.
 fn tables_in(s3: &S3, world: &World) {
@@ -271,19 +270,7 @@ fn a_killed_run_converges_at_its_target_too() {
     while killed < kills {
         world.forget();
         fs::remove_dir_all(s3.object("out")).unwrap();
-        loop {
-            let mut child = s3.known_to(world.command()).spawn().unwrap();
-            thread::sleep(some_time(seed, whole));
-            seed += 1;
-            let ended = child.try_wait().unwrap();
-            child.kill().unwrap();
-            let output = Finished(child.wait_with_output().unwrap());
-            if ended.is_some() {
-                output.ends_with(0);
-                break;
-            }
-            killed += 1;
-        }
+        killed += kill_until_it_ends(|| s3.known_to(world.command()).spawn().unwrap(), &mut seed, whole);
         let found = (stored(&s3, "out"), published(&world));
         assert_eq!(found.0.keys().collect::<Vec<_>>(), wanted.0.keys().collect::<Vec<_>>());
         assert!(found == wanted, "a byte differs");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use pixels::Image;
@@ -226,6 +227,25 @@ pub fn jpeg(width: u32, height: u32, seed: u64) -> Vec<u8> {
         (state >> 32) as u8
     });
     pixels::encode_jpeg(&Image::new(width, height, rgb.collect()), 60)
+}
+
+/// Starts a run again and again and kills each after a time that follows from the next seed, so that resumed runs are
+/// killed as well, until one ends by itself. The number of kills.
+pub fn kill_until_it_ends(start: impl Fn() -> Child, seed: &mut u64, whole: Duration) -> u64 {
+    let mut killed = 0;
+    loop {
+        let mut child = start();
+        thread::sleep(some_time(*seed, whole));
+        *seed += 1;
+        let ended = child.try_wait().unwrap();
+        child.kill().unwrap();
+        let output = Finished(child.wait_with_output().unwrap());
+        if ended.is_some() {
+            output.ends_with(0);
+            return killed;
+        }
+        killed += 1;
+    }
 }
 
 /// A pseudo-random time up to `most`.
