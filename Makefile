@@ -39,6 +39,8 @@ exported = $(RUN)/stages/$(1)/export/model_index.json
 # The rows of the demo world, known by its tables, point at a web server on loopback, which runs while they are fetched.
 is_demo := $(shell grep -ls '{run}/world/' '$(MANIFEST)/data.toml')
 DEMO_PORT ?= 18573
+# Two hundred pictures show the road; stages with hours to train on them would learn them by heart.
+DEMO_MORE ?= $(if $(filter %demo-long,$(MANIFEST)),2000,0)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test curate encode-latents distill sample evaluate export pretrain bench lint
@@ -61,7 +63,7 @@ demo: build ## the whole road on the embedded world: rows, shards, latents, five
 
 ifneq ($(is_demo),)
 curate: build ## rows -> filtered, downloaded, checked image shards
-	@$(bin)/demo-world generate --world $(RUN)/world --port $(DEMO_PORT)
+	@$(bin)/demo-world generate --world $(RUN)/world --port $(DEMO_PORT) --more-clean $(DEMO_MORE)
 	@$(bin)/demo-world serve --world $(RUN)/world --port $(DEMO_PORT) -- \
 	    $(bin)/curate --manifest $(MANIFEST) --run $(RUN)
 else

@@ -32,6 +32,9 @@ enum Command {
         /// The port that the tables' addresses name.
         #[arg(long, default_value_t = DEFAULT_PORT)]
         port: u16,
+        /// Sound pictures with captions in addition to the usual 200: what long trainings need
+        #[arg(long, value_name = "ROWS", default_value_t = 0)]
+        more_clean: usize,
     },
     /// Learn the tokenizer of the demo's model from captions, and write vocab.json and merges.txt.
     Tokenizer {
@@ -71,8 +74,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Generate { world, seed, port } => {
-            let (outcome, summary) = generate(&world, Identity::new(seed, port))?;
+        Command::Generate { world, seed, port, more_clean } => {
+            let (outcome, summary) = generate(&world, Identity::new(seed, port, more_clean))?;
             let verb = match outcome {
                 Outcome::Made => "made",
                 Outcome::Found => "found",

@@ -50,18 +50,22 @@ pub struct Identity {
     pub seed: u64,
     /// The port that the tables' addresses name.
     pub port: u16,
+    /// Clean rows beside the usual ones, in the LAION-shaped table.
+    #[serde(default)]
+    pub more_clean: usize,
 }
 
 impl Identity {
-    /// The world that this generator makes from a seed for a port.
-    pub fn new(seed: u64, port: u16) -> Self {
-        Self { version: VERSION, seed, port }
+    /// The world that this generator makes from a seed for a port, with so many clean rows more than usual.
+    pub fn new(seed: u64, port: u16, more_clean: usize) -> Self {
+        Self { version: VERSION, seed, port, more_clean }
     }
 }
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "generator version {}, seed {} and port {}", self.version, self.seed, self.port)
+        let Self { version, seed, port, more_clean } = self;
+        write!(f, "generator version {version}, seed {seed}, port {port} and {more_clean} more clean rows")
     }
 }
 
@@ -210,7 +214,8 @@ fn plan(table: Table, identity: Identity) -> Vec<Row> {
         .iter()
         .flat_map(|&fate| {
             let (laion, coyo) = fate.rows();
-            std::iter::repeat_n(fate, if table == Table::Laion { laion } else { coyo })
+            let more = if fate == Fate::Clean { identity.more_clean } else { 0 };
+            std::iter::repeat_n(fate, if table == Table::Laion { laion + more } else { coyo })
         })
         .collect();
     fates.shuffle(&mut item_rng(identity.seed, STREAM_ORDER, stream));

@@ -263,3 +263,19 @@ fn a_busy_port_and_a_missing_world_are_said() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("demo-world generate"));
 }
+
+#[test]
+fn a_world_can_have_more_clean_rows_than_usual() {
+    let larger = tempfile::tempdir().unwrap();
+    let path = larger.path().to_str().unwrap();
+    let output = run(&["generate", "--world", path, "--port", "1", "--more-clean", "7"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let labels = fs::read_to_string(larger.path().join(LABELS)).unwrap();
+    let clean = labels.lines().map(|line| serde_json::from_str::<Label>(line).unwrap());
+    let (laion, coyo) = Fate::Clean.rows();
+    assert_eq!(clean.filter(|label| label.fate == Fate::Clean).count(), laion + coyo + 7);
+
+    let usual = run(&["generate", "--world", path, "--port", "1"]);
+    assert_eq!(usual.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&usual.stderr).contains("7 more clean rows"));
+}
