@@ -89,6 +89,23 @@ fn an_asked_for_stop_saves_and_resumes_exactly() {
     assert_same(&straight, &interrupted, &["4to2"]);
 }
 
+/// What a name stands for is written once: a kill while it is replaced would leave a run with nothing.
+#[test]
+fn a_whole_checkpoint_is_not_written_again() {
+    let world =
+        World::new(&[("4to2", two_phases(("base", 4), 2, 4).replace("keep_checkpoints = 2", "keep_checkpoints = 1"))]);
+    world.distill_well("4to2");
+    let stage = world.stage("4to2");
+    let state =
+        std::fs::read_dir(stage.join("checkpoints")).unwrap().next().unwrap().unwrap().path().join("state.json");
+    let written = |path: &std::path::Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = written(&state);
+    // Without its exports the stage is finished again, from its last checkpoint.
+    std::fs::remove_dir_all(stage.join("export")).unwrap();
+    world.distill_well("4to2");
+    assert_eq!(written(&state), before);
+}
+
 #[test]
 fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     let recipe = two_phases(("base", 4), 2, 8);

@@ -1,11 +1,13 @@
 //! Saved states: written whole or not at all, the newest good one wins.
 //!
 //! ```text
-//! checkpoints/000000120/   student.safetensors  discriminator.safetensors  state.json
+//! checkpoints/000000120/        student.safetensors  discriminator.safetensors  state.json
+//! checkpoints/000000120-half/   the discriminator's half of iteration 121 is done too
 //! ```
 //!
 //! A checkpoint is written beside its place and renamed into it. `state.json` holds the hashes of the other files, so
-//! that one damaged later is passed over for the one before.
+//! that one damaged later is passed over for the one before. A name stands for one state: a whole checkpoint is never
+//! written again, and so there is no moment without one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,6 +28,8 @@ const VERSION: u32 = 1;
 const STUDENT: &str = "student.safetensors";
 const DISCRIMINATOR: &str = "discriminator.safetensors";
 const STATE: &str = "state.json";
+/// Ends the names of states in the middle of an iteration.
+const HALF: &str = "-half";
 
 /// Where a run stands. The data's position follows: iterations times the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -45,6 +49,14 @@ pub(super) struct Position {
     pub discriminator_skips: u32,
     /// Iterations in a row with a discriminator that has won.
     pub collapsed: u64,
+}
+
+impl Position {
+    /// The name of its checkpoint; names sort as positions do.
+    fn name(&self) -> String {
+        let half = if self.discriminator_done { HALF } else { "" };
+        format!("{:09}{half}", self.iteration)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,8 +119,12 @@ pub(super) fn save(
     networks: &Networks,
     keep: usize,
 ) -> Result<()> {
-    let place = folder.join(format!("{:09}", position.iteration));
-    let temporary = folder.join(format!(".{:09}.tmp", position.iteration));
+    let place = folder.join(position.name());
+    // A stop may fall on a checkpoint.
+    if vouched(&place).is_ok_and(|state| state.position == position && state.fingerprint == *fingerprint) {
+        return Ok(());
+    }
+    let temporary = folder.join(format!(".{}.tmp", position.name()));
     remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::io("create the folder", &temporary))?;
 
@@ -137,7 +153,7 @@ pub(super) fn save(
         files,
     };
     write_json(temporary.join(STATE), &state)?;
-    // The same iteration is saved again where a stop falls on a checkpoint.
+    // Whatever is still there is damaged.
     remove(&place)?;
     fs::rename(&temporary, &place).map_err(Error::io("rename into place", &place))?;
     sync_folder_of(&place)?;
@@ -167,7 +183,8 @@ pub(super) fn latest(folder: &Path, fingerprint: &Fingerprint) -> Result<Option<
     Ok(None)
 }
 
-fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
+/// What a checkpoint says of itself, its files compared with the hashes in it.
+fn vouched(path: &Path) -> Result<State> {
     let state: State = read_json(path.join(STATE))?;
     if state.format != FORMAT || state.version != VERSION {
         let reason = format!("is {} version {}, expected {FORMAT} version {VERSION}", state.format, state.version);
@@ -180,6 +197,11 @@ fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
             return Err(shards::Error::Checksum { path, expected, found }.into());
         }
     }
+    Ok(state)
+}
+
+fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
+    let state = vouched(path)?;
     let load = |name: &str| -> Result<Option<BTreeMap<String, Tensor>>> {
         if !state.files.contains_key(name) {
             return Ok(None);
@@ -212,9 +234,10 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io("read the folder", folder))? {
         let path = entry.map_err(Error::io("read the folder", folder))?.path();
-        let named_by_iteration =
-            path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-        if named_by_iteration && path.is_dir() {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_position =
+            name.is_some_and(|name| name.strip_suffix(HALF).unwrap_or(name).bytes().all(|b| b.is_ascii_digit()));
+        if is_position && path.is_dir() {
             found.push(path);
         }
     }
