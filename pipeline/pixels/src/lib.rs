@@ -37,6 +37,8 @@ mod error;
 mod format;
 mod geometry;
 mod jpeg;
+#[cfg(test)]
+mod levels;
 mod perceptual;
 mod picture;
 mod raster;

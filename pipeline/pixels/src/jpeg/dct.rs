@@ -1,11 +1,11 @@
 //! Coefficients to samples: the inverse DCT of Arai, Agui and Nakajima in floating point, eight
 //! columns at a time.
 
-use std::ops::{Add, Mul, Sub};
+use fearless_simd::{Simd, f32x8, i16x8, i32x8, prelude::*};
 
 /// Where the k-th coefficient of the zigzag order goes in a block whose rows are the columns of
 /// the usual one: the inverse DCT transposes on its way.
-pub(super) const ZIGZAG_TRANSPOSED: [u8; 64] = {
+pub(crate) const ZIGZAG_TRANSPOSED: [u8; 64] = {
     let (mut order, mut x, mut y, mut k) = ([0; 64], 0_u8, 0_u8, 0);
     while k < 64 {
         order[k] = x * 8 + y;
@@ -23,110 +23,93 @@ pub(super) const ZIGZAG_TRANSPOSED: [u8; 64] = {
     order
 };
 
-/// The factors that coefficients are multiplied with, in zigzag order: the quantiser's step and
-/// the scale that the inverse DCT leaves out of its own work.
-pub(super) fn scale(quantiser: [u16; 64]) -> [f32; 64] {
+/// What coefficients are multiplied with, in the order of [`ZIGZAG_TRANSPOSED`]'s places: the quantiser's step and the
+/// scale that the inverse DCT leaves out of its own work.
+pub(super) type Scale = [[f32; 8]; 8];
+
+/// The scale of a quantiser that is given in zigzag order.
+pub(super) fn scale(quantiser: [u16; 64]) -> Scale {
     let factor = |k: usize| match k {
         0 => 1.0,
         k => std::f64::consts::SQRT_2 * (k as f64 * std::f64::consts::PI / 16.0).cos(),
     };
-    std::array::from_fn(|k| {
-        let place = usize::from(ZIGZAG_TRANSPOSED[k]);
-        (f64::from(quantiser[k]) * factor(place / 8) * factor(place % 8) / 8.0) as f32
-    })
+    let mut scale = [[0.0; 8]; 8];
+    for (place, step) in ZIGZAG_TRANSPOSED.into_iter().map(usize::from).zip(quantiser) {
+        let (row, column) = (place / 8, place % 8);
+        scale[row][column] = (f64::from(step) * factor(row) * factor(column) / 8.0) as f32;
+    }
+    scale
 }
 
-/// Transforms a block into 8 x 8 samples at the head of `out`, rows `stride` apart, and zeroes it. A flat one has no
-/// coefficient but the first.
+/// Transforms a block into 8 x 8 samples at the head of `out`, rows `stride` apart. A flat one has no coefficient but
+/// the first.
 #[inline(always)]
-pub(super) fn transform(block: &mut [f32; 64], is_flat: bool, out: &mut [u8], stride: usize) {
+pub(super) fn transform<S: Simd>(
+    simd: S,
+    block: &[i16; 64],
+    scale: &Scale,
+    is_flat: bool,
+    out: &mut [u8],
+    stride: usize,
+) {
     if is_flat {
-        let level = sample(block[0]);
-        block[0] = 0.0;
+        let level = sample(f32::from(block[0]) * scale[0][0]);
         for row in out.chunks_mut(stride).take(8) {
             row[..8].fill(level);
         }
         return;
     }
-    let (rows, _) = block.as_chunks::<8>();
-    let passed = inverse_dct(std::array::from_fn(|y| Lanes(rows[y])));
-    let mut transposed = [Lanes([0.0; 8]); 8];
-    for (y, row) in transposed.iter_mut().enumerate() {
-        for (x, level) in row.0.iter_mut().enumerate() {
-            *level = passed[x].0[y];
+    // No closures: what is not inlined here is not compiled for the level of `simd`.
+    let mut rows = [f32x8::splat(simd, 0.0); 8];
+    for (y, row) in rows.iter_mut().enumerate() {
+        let whole = i16x8::from_slice(simd, &block[8 * y..8 * y + 8]);
+        let (left, right) = simd.widen_i16x8(whole);
+        *row = simd.cvt_f32_i32x8(simd.combine_i32x4(left, right)) * f32x8::simd_from(simd, scale[y]);
+    }
+    let [a, b, c, d, e, f, g, h] = inverse_dct(transposed(simd, inverse_dct(rows)));
+    for (half, [a, b, c, d]) in [[a, b, c, d], [e, f, g, h]].into_iter().enumerate() {
+        let upper = simd.relaxed_narrow_i32x8(rounded(simd, a), rounded(simd, b));
+        let lower = simd.relaxed_narrow_i32x8(rounded(simd, c), rounded(simd, d));
+        let samples = simd.relaxed_narrow_u16x16(upper.bitcast(), lower.bitcast());
+        for (y, row) in samples.as_slice().as_chunks::<8>().0.iter().enumerate() {
+            out[(4 * half + y) * stride..][..8].copy_from_slice(row);
         }
     }
-    // All at once, for the compiler makes vector instructions of that alone.
-    let levels = inverse_dct(transposed);
-    let levels: [f32; 64] = std::array::from_fn(|i| levels[i / 8].0[i % 8]);
-    let mut samples = [0_u8; 64];
-    for (out, level) in samples.iter_mut().zip(levels) {
-        *out = sample(level);
-    }
-    for (row, out) in samples.as_chunks::<8>().0.iter().zip(out.chunks_mut(stride)) {
-        out[..8].copy_from_slice(row);
-    }
-    *block = [0.0; 64];
 }
+
+/// Added to 2^23, a number's bits below the point are rounded off, and it is the low bits.
+const UNIT: f32 = (1 << 23) as f32;
 
 /// A level around 0 to a sample around 128, rounded and clamped.
 #[inline(always)]
 fn sample(level: f32) -> u8 {
-    // Added to 2^23, a number's bits below the point are rounded off, and it is the low bits.
-    const UNIT: f32 = (1 << 23) as f32;
-    // Comparisons and not `clamp`: they are one instruction each, for they need not heed NaN.
-    let level = level + 128.0;
-    let level = if level > 0.0 { level } else { 0.0 };
-    let level = if level < 255.0 { level } else { 255.0 };
-    (level + UNIT).to_bits() as u8
+    ((level + 128.0).clamp(0.0, 255.0) + UNIT).to_bits() as u8
 }
 
-/// Eight numbers on which everything is done side by side: loops of a fixed length, which the compiler turns into
-/// vector instructions wherever they are inlined.
-#[derive(Clone, Copy)]
-struct Lanes([f32; 8]);
-
-impl Lanes {
-    #[inline(always)]
-    fn with(mut self, other: Self, operation: impl Fn(f32, f32) -> f32) -> Self {
-        for (a, b) in self.0.iter_mut().zip(other.0) {
-            *a = operation(*a, b);
-        }
-        self
-    }
+/// The same for eight.
+#[inline(always)]
+fn rounded<S: Simd>(simd: S, levels: f32x8<S>) -> i32x8<S> {
+    let clamped = (levels + 128.0).max(0.0).min(255.0) + UNIT;
+    clamped.bitcast::<i32x8<S>>() - i32x8::splat(simd, UNIT.to_bits() as i32)
 }
 
-impl Add for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.with(other, |a, b| a + b)
+/// Rows to columns: each interleaving of the halves moves an element's row one bit into its column.
+#[inline(always)]
+pub(crate) fn transposed<S: Simd>(simd: S, mut rows: [f32x8<S>; 8]) -> [f32x8<S>; 8] {
+    for _ in 0..3 {
+        let (a, b) = simd.interleave_f32x8(rows[0], rows[4]);
+        let (c, d) = simd.interleave_f32x8(rows[1], rows[5]);
+        let (e, f) = simd.interleave_f32x8(rows[2], rows[6]);
+        let (g, h) = simd.interleave_f32x8(rows[3], rows[7]);
+        rows = [a, b, c, d, e, f, g, h];
     }
-}
-
-impl Sub for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.with(other, |a, b| a - b)
-    }
-}
-
-impl Mul<f32> for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn mul(self, factor: f32) -> Self {
-        self.with(self, |a, _| a * factor)
-    }
+    rows
 }
 
 /// The inverse DCT of eight columns side by side: Arai, Agui and Nakajima (1988), with 5
 /// multiplications, on coefficients that carry its scale factors.
 #[inline(always)]
-fn inverse_dct([a0, a1, a2, a3, a4, a5, a6, a7]: [Lanes; 8]) -> [Lanes; 8] {
+fn inverse_dct<S: Simd>([a0, a1, a2, a3, a4, a5, a6, a7]: [f32x8<S>; 8]) -> [f32x8<S>; 8] {
     use std::f32::consts::SQRT_2;
     /// 2 cos(pi/8), 2 (cos(pi/8) - cos(3 pi/8)), 2 (cos(pi/8) + cos(3 pi/8)).
     const COS: [f32; 3] = [1.847_759_1, 1.082_392_2, 2.613_126];
@@ -150,7 +133,10 @@ fn inverse_dct([a0, a1, a2, a3, a4, a5, a6, a7]: [Lanes; 8]) -> [Lanes; 8] {
 mod tests {
     use std::f64::consts::PI;
 
+    use fearless_simd::{Level, dispatch};
+
     use super::*;
+    use crate::levels::levels;
 
     #[test]
     fn zigzag_starts_and_ends_as_the_standard_draws_it() {
@@ -176,24 +162,42 @@ mod tests {
     }
 
     #[test]
-    fn the_transform_is_the_inverse_dct() {
+    fn the_transform_is_the_inverse_dct_at_every_level() {
         let quantiser: [u16; 64] = std::array::from_fn(|k| 1 + k as u16 % 7);
         let scale = scale(quantiser);
         for seed in 0..50_i32 {
-            let value = |k: usize| (seed * 31 + k as i32 * 17) % 23 - 11;
-            let (mut block, mut dequantised) = ([0.0; 64], [0.0; 64]);
+            let (mut block, mut dequantised) = ([0; 64], [0.0; 64]);
             for k in 0..64 {
                 let place = usize::from(ZIGZAG_TRANSPOSED[k]);
-                block[place] = value(k) as f32 * scale[k];
-                dequantised[place % 8 * 8 + place / 8] = f64::from(value(k)) * f64::from(quantiser[k]);
+                block[place] = ((seed * 31 + k as i32 * 17) % 23 - 11) as i16;
+                dequantised[place % 8 * 8 + place / 8] = f64::from(block[place]) * f64::from(quantiser[k]);
             }
-            let mut samples = [0; 64];
-            transform(&mut block, false, &mut samples, 8);
-            for (sample, level) in samples.iter().zip(by_definition(&dequantised)) {
+            let samples = levels().map(|level| {
+                let mut samples = [0; 64];
+                dispatch!(level, simd => transform(simd, &block, &scale, false, &mut samples, 8));
+                samples
+            });
+            let samples: Vec<[u8; 64]> = samples.collect();
+            assert!(samples.iter().all(|other| *other == samples[0]), "levels differ");
+            for (sample, level) in samples[0].iter().zip(by_definition(&dequantised)) {
                 let exact = (level + 128.0).clamp(0.0, 255.0);
                 assert!((f64::from(*sample) - exact).abs() <= 0.501, "{sample} for {exact}");
             }
-            assert_eq!(block, [0.0; 64], "the block is left clean for the next");
+        }
+    }
+
+    #[test]
+    fn a_flat_block_is_what_the_whole_transform_makes_of_it() {
+        let scale = scale([3; 64]);
+        for level in -400_i16..400 {
+            let mut block = [0; 64];
+            block[0] = level;
+            let [flat, whole] = [true, false].map(|is_flat| {
+                let mut samples = [0; 8 * 9];
+                dispatch!(Level::new(), simd => transform(simd, &block, &scale, is_flat, &mut samples, 9));
+                samples
+            });
+            assert_eq!(flat, whole, "{level}");
         }
     }
 }

@@ -9,12 +9,12 @@
 mod bits;
 mod dct;
 mod huffman;
-mod pairs;
 mod planes;
 mod scans;
 mod segments;
 mod sequential;
 
+pub(crate) use dct::{ZIGZAG_TRANSPOSED, transposed};
 pub(crate) use planes::{Chroma, Plane, Planes};
 
 use crate::container::Jpeg;

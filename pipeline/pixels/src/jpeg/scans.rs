@@ -1,6 +1,8 @@
 //! JPEGs of several scans: sequential ones whose components come one after another, and progressive
 //! ones, whose coefficients come first roughly, then bit by bit (ITU T.81, annex G).
 
+use fearless_simd::{Level, dispatch};
+
 use super::bits::{Bits, Entropy};
 use super::dct::{ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman};
@@ -105,17 +107,18 @@ impl Grid {
         let part = |length: usize, of: usize, full: usize| (length * of).div_ceil(full);
         let plane = (part(width, self.horizontal, luma.horizontal), part(height, self.vertical, luma.vertical));
         let mut band = Band::new(self.stride, 1, plane);
-        let mut levels = [0.0; 64];
+        let mut natural = [0; 64];
         for row in self.blocks.chunks_exact(self.stride).take(self.size.1) {
             for (column, block) in row.iter().enumerate().take(self.size.0) {
                 let mut left = block.nonzero;
                 while left != 0 {
                     let k = left.trailing_zeros() as usize;
                     left &= left - 1;
-                    levels[usize::from(ZIGZAG_TRANSPOSED[k])] = f32::from(block.coefficients[k]) * scale[k];
+                    natural[usize::from(ZIGZAG_TRANSPOSED[k])] = block.coefficients[k];
                 }
                 let (samples, stride) = band.block(0, column);
-                transform(&mut levels, block.nonzero & !1 == 0, samples, stride);
+                dispatch!(Level::new(), simd => transform(simd, &natural, &scale, block.nonzero & !1 == 0, samples, stride));
+                natural = [0; 64];
             }
             band.flush();
         }
