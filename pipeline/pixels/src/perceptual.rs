@@ -38,8 +38,7 @@ pub fn perceptual_hash(luma: &Luma) -> PerceptualHash {
     let (width, height) = (luma.width() as usize, luma.height() as usize);
     let (small_width, small_height) = (width.min(SIDE), height.min(SIDE));
     let small = shrink(luma.samples(), (width, height), (small_width, small_height));
-    let at =
-        |x: usize, y: usize| f64::from(small.samples[y * small_height / SIDE * small_width + x * small_width / SIDE]);
+    let at = |x: usize, y: usize| f64::from(small[y * small_height / SIDE * small_width + x * small_width / SIDE]);
 
     let basis = |k: usize, n: usize| (PI / SIDE as f64 * (n as f64 + 0.5) * k as f64).cos();
     let basis: [[f64; SIDE]; KEPT] = std::array::from_fn(|k| std::array::from_fn(|n| basis(k, n)));

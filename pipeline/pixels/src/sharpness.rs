@@ -9,8 +9,10 @@
 //! Known bias, as of every such measure: noise counts as detail, and dark or flat scenes score
 //! low however well they are focused. Hence raw scores, and the highest tiles beside the whole.
 
+use fearless_simd::{Level, Simd, dispatch};
+
 use crate::Luma;
-use crate::area::{Plane, shrink};
+use crate::area::Shrink;
 use crate::geometry::covering_size;
 
 /// The version of the measure. Scores of different versions are not comparable, and it is stored
@@ -52,26 +54,38 @@ pub struct Sharpness {
 /// Measures an image, in about one pass over its samples.
 #[must_use]
 pub fn sharpness(luma: &Luma) -> Sharpness {
-    let fine = at_short_side(luma.samples(), (luma.width() as usize, luma.height() as usize), FINE_SIDE);
-    let fine_size = (fine.width, fine.height);
-    if fine.width.min(fine.height) <= FIXED_SIDE {
-        let moments = tile_moments(&fine);
-        return Sharpness { whole: Moments::sum(&moments).variance(), tile: percentile(&moments), detail: 1.0 };
-    }
-    let fixed = tile_moments(&at_short_side(&fine.samples, fine_size, FIXED_SIDE));
-    let whole = Moments::sum(&fixed).variance();
-    let fine_whole = Moments::sum(&tile_moments(&fine)).variance();
-    let detail = if whole > 0.0 { fine_whole / whole } else { 1.0 };
-    Sharpness { whole, tile: percentile(&fixed), detail }
+    dispatch!(Level::new(), simd => measure(simd, luma))
 }
 
-/// The plane with its shorter side shrunk to `side`, or as it is if that is no longer.
-fn at_short_side<T: Copy + Into<f32>>(samples: &[T], (width, height): (usize, usize), side: usize) -> Plane {
+/// Each row goes on as soon as it is complete, so that none leaves the cache between two scales.
+#[inline(always)]
+fn measure<S: Simd>(simd: S, luma: &Luma) -> Sharpness {
+    let size = (luma.width() as usize, luma.height() as usize);
+    let fine_size = at_short_side(size, FINE_SIDE);
+    let fixed_size = at_short_side(fine_size, FIXED_SIDE);
+    let (mut to_fine, mut to_fixed) = (Shrink::new(size, fine_size), Shrink::new(fine_size, fixed_size));
+    let (mut fine, mut fixed) = (Tiles::new(fine_size), Tiles::new(fixed_size));
+    for row in luma.samples().chunks_exact(size.0) {
+        if let Some(row) = to_fine.push(simd, row) {
+            fine.push(row);
+            if let Some(row) = to_fixed.push(simd, row) {
+                fixed.push(row);
+            }
+        }
+    }
+    let whole = Moments::sum(&fixed.moments).variance();
+    let says_nothing = fine_size == fixed_size || whole <= 0.0;
+    let detail = if says_nothing { 1.0 } else { Moments::sum(&fine.moments).variance() / whole };
+    Sharpness { whole, tile: percentile(&fixed.moments), detail }
+}
+
+/// The size with its shorter side shrunk to `side`, or as it is if that is no longer.
+fn at_short_side((width, height): (usize, usize), side: usize) -> (usize, usize) {
     if width.min(height) <= side {
-        return Plane { width, height, samples: samples.iter().map(|&s| s.into()).collect() };
+        return (width, height);
     }
     let (to_width, to_height) = covering_size(width as u32, height as u32, side as u32, side as u32);
-    shrink(samples, (width, height), (to_width as usize, to_height as usize))
+    (to_width as usize, to_height as usize)
 }
 
 /// Count, sum and sum of squares of Laplacian values.
@@ -99,56 +113,92 @@ impl Moments {
     }
 }
 
-/// The moments of the Laplacian over tiles that divide the plane's valid region evenly.
-fn tile_moments(plane: &Plane) -> Vec<Moments> {
-    let (Some(valid_width), Some(valid_height)) = (plane.width.checked_sub(2), plane.height.checked_sub(2)) else {
-        return Vec::new();
-    };
-    let tiles_along = |valid: usize| (valid as f64 / TILE_SIDE as f64).round().max(1.0) as usize;
-    let (across, down) = (tiles_along(valid_width), tiles_along(valid_height));
-    let edges: Vec<usize> = (0..=across).map(|i| i * valid_width / across).collect();
-    let mut tiles = vec![Moments::default(); across * down];
-    let mut laplacian = vec![0.0_f32; valid_width];
-    for y in 0..valid_height {
-        let row = |y: usize| &plane.samples[y * plane.width..(y + 1) * plane.width];
-        laplacian_row(row(y), row(y + 1), row(y + 2), &mut laplacian);
-        // The tile whose rows y * down / valid_height .. hold this one.
-        let tile_row = ((y + 1) * down - 1) / valid_height;
-        for (tile, edge) in tiles[tile_row * across..].iter_mut().zip(edges.windows(2)) {
-            let values = &laplacian[edge[0]..edge[1]];
-            let (sum, squares) = sums(values);
-            tile.count += values.len();
-            tile.sum += sum;
-            tile.squares += squares;
-        }
-    }
-    tiles
+/// The moments of the Laplacian over tiles that divide an image's valid region evenly, row by row of the image.
+struct Tiles {
+    /// Rows of the valid region.
+    height: usize,
+    /// Where tiles begin and end along a row.
+    edges: Vec<usize>,
+    /// Rows of tiles.
+    down: usize,
+    /// One of each tile, rows from the top.
+    moments: Vec<Moments>,
+    /// The last two rows, the older first, and how many there were.
+    above: Vec<f32>,
+    middle: Vec<f32>,
+    rows: usize,
+    /// Sum and sum of squares along each column of the present row of tiles, and how many values.
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    count: usize,
 }
 
-/// The Laplacian `[0 1 0; 1 -4 1; 0 1 0]` along the middle of three rows.
-fn laplacian_row(above: &[f32], row: &[f32], below: &[f32], out: &mut [f32]) {
-    let n = out.len();
+impl Tiles {
+    /// For images of this size.
+    fn new((width, height): (usize, usize)) -> Self {
+        let valid = |length: usize| length.saturating_sub(2);
+        let tiles_along = |valid: usize| (valid as f64 / TILE_SIDE as f64).round().max(1.0) as usize;
+        let is_empty = width <= 2 || height <= 2;
+        let (across, down) = (tiles_along(valid(width)), tiles_along(valid(height)));
+        Self {
+            height: valid(height),
+            edges: (0..=across).map(|i| i * valid(width) / across).collect(),
+            down,
+            moments: if is_empty { Vec::new() } else { Vec::with_capacity(across * down) },
+            above: vec![0.0; width],
+            middle: vec![0.0; width],
+            rows: 0,
+            sums: vec![0.0; valid(width)],
+            squares: vec![0.0; valid(width)],
+            count: 0,
+        }
+    }
+
+    /// Takes the next row.
+    #[inline(always)]
+    fn push(&mut self, below: &[f32]) {
+        self.rows += 1;
+        if self.rows > 2 && !self.sums.is_empty() {
+            add_laplacian([&self.above, &self.middle, below], &mut self.sums, &mut self.squares);
+            self.count += 1;
+            // The row of tiles whose rows y * down / height .. hold this one, and the one of the next.
+            let y = self.rows - 3;
+            let tiles = |y: usize| ((y + 1) * self.down - 1) / self.height;
+            if y + 1 == self.height || tiles(y) != tiles(y + 1) {
+                self.end_tiles();
+            }
+        }
+        std::mem::swap(&mut self.above, &mut self.middle);
+        self.middle.copy_from_slice(below);
+    }
+
+    /// Ends the present row of tiles.
+    fn end_tiles(&mut self) {
+        for edge in self.edges.windows(2) {
+            let tile = edge[0]..edge[1];
+            self.moments.push(Moments {
+                count: tile.len() * self.count,
+                sum: self.sums[tile.clone()].iter().sum(),
+                squares: self.squares[tile].iter().sum(),
+            });
+        }
+        self.sums.fill(0.0);
+        self.squares.fill(0.0);
+        self.count = 0;
+    }
+}
+
+/// Adds the Laplacian `[0 1 0; 1 -4 1; 0 1 0]` along the middle of three rows to sums of it and of its square.
+#[inline(always)]
+fn add_laplacian([above, row, below]: [&[f32]; 3], sums: &mut [f64], squares: &mut [f64]) {
+    let n = sums.len();
     let (left, middle, right) = (&row[..n], &row[1..=n], &row[2..n + 2]);
-    let (above, below) = (&above[1..=n], &below[1..=n]);
+    let (above, below, squares) = (&above[1..=n], &below[1..=n], &mut squares[..n]);
     for i in 0..n {
-        out[i] = above[i] + below[i] + left[i] + right[i] - 4.0 * middle[i];
+        let value = f64::from(above[i] + below[i] + left[i] + right[i] - 4.0 * middle[i]);
+        sums[i] += value;
+        squares[i] += value * value;
     }
-}
-
-/// Sum and sum of squares in `f64`, in four independent chains that the compiler can vectorise.
-fn sums(values: &[f32]) -> (f64, f64) {
-    let (fours, rest) = values.as_chunks::<4>();
-    let (mut sum, mut squares) = ([0.0_f64; 4], [0.0_f64; 4]);
-    for four in fours {
-        for lane in 0..4 {
-            let value = f64::from(four[lane]);
-            sum[lane] += value;
-            squares[lane] += value * value;
-        }
-    }
-    rest.iter()
-        .map(|&v| f64::from(v))
-        .fold((sum.iter().sum(), squares.iter().sum()), |(sum, squares), value| (sum + value, squares + value * value))
 }
 
 /// The tiles' variance at [`TILE_PERCENTILE`], by nearest rank.
@@ -157,4 +207,42 @@ fn percentile(tiles: &[Moments]) -> f64 {
     variances.sort_by(f64::total_cmp);
     let rank = (variances.len() as f64 * TILE_PERCENTILE).ceil() as usize;
     variances.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::area::shrink;
+    use crate::levels::levels;
+
+    fn luma(width: u32, height: u32) -> Luma {
+        let sample = |i: u32| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8 / 3 + (i / width) as u8 % 100;
+        Luma::new(width, height, (0..width * height).map(sample).collect())
+    }
+
+    #[test]
+    fn every_level_measures_the_same() {
+        for (width, height) in [(1, 1), (2, 700), (3, 3), (65, 66), (515, 600), (1031, 1500), (2050, 1025)] {
+            let luma = luma(width, height);
+            let measured: Vec<Sharpness> =
+                levels().map(|level| dispatch!(level, simd => measure(simd, &luma))).collect();
+            assert!(measured.iter().all(|other| *other == measured[0]), "{width} x {height}: {measured:?}");
+        }
+    }
+
+    /// The definition, on whole planes.
+    #[test]
+    fn what_is_measured_row_by_row_is_the_variance_over_the_plane() {
+        let luma = luma(900, 700);
+        let (width, height) = at_short_side((900, 700), FIXED_SIDE);
+        let plane = shrink(luma.samples(), (900, 700), (width, height));
+        let at = |x: usize, y: usize| f64::from(plane[y * width + x]);
+        let laplacian = |x: usize, y: usize| at(x - 1, y) + at(x + 1, y) + at(x, y - 1) + at(x, y + 1) - 4.0 * at(x, y);
+        let values: Vec<f64> =
+            (1..height - 1).flat_map(|y| (1..width - 1).map(move |x| (x, y))).map(|(x, y)| laplacian(x, y)).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        let measured = sharpness(&luma).whole;
+        assert!((measured / variance - 1.0).abs() < 1e-6, "{measured} of {variance}");
+    }
 }
