@@ -79,6 +79,15 @@ pub(crate) fn ycck_to_stored_cmyk(samples: &mut [u8]) {
     }
 }
 
+/// Cb and Cr, as JFIF has them, of sums of four pixels' R, G and B, in 16-bit fixed point as libjpeg computes them.
+pub(crate) const fn chroma_of_four([r, g, b]: [i32; 3]) -> [u8; 2] {
+    // A half, and all but a half so that pure blue and pure red do not round up to 256.
+    const OFFSET: i32 = (128 << 18) + (1 << 17) - 1;
+    let cb = (OFFSET - 11_059 * r - 21_709 * g + 32_768 * b) >> 18;
+    let cr = (OFFSET + 32_768 * r - 27_439 * g - 5_329 * b) >> 18;
+    [cb as u8, cr as u8]
+}
+
 /// Composes colours with alpha over white.
 pub(crate) fn compose_over_white(rgb: &mut [u8], alpha: &[u8]) {
     let (pixels, _) = rgb.as_chunks_mut::<3>();
