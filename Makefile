@@ -39,8 +39,8 @@ exported = $(RUN)/stages/$(1)/export/model_index.json
 # The rows of the demo world, known by its tables, point at a web server on loopback, which runs while they are fetched.
 is_demo := $(shell grep -ls '{run}/world/' '$(MANIFEST)/data.toml')
 DEMO_PORT ?= 18573
-# Two hundred pictures show the road; stages with hours to train on them would learn them by heart.
-DEMO_MORE ?= $(if $(filter %demo-long,$(MANIFEST)),2000,0)
+# Sound pictures beside the usual 200, which the stages would learn by heart.
+DEMO_MORE ?= $(if $(filter %demo-long,$(MANIFEST)),2000,800)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test curate encode-latents distill sample evaluate export pretrain bench lint
