@@ -51,7 +51,7 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     pub(super) fn take_plain(&mut self, code: Code) -> i32 {
         let value = (self.buffer << code.bits() >> 1 >> (63 - code.value_bits())) as i32;
-        self.buffer <<= code.all_bits();
+        self.buffer <<= code.shift();
         self.count -= code.all_bits();
         value
     }

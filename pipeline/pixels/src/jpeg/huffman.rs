@@ -24,6 +24,11 @@ impl Code {
         self.0 & 0xFF
     }
 
+    /// The same, to shift by: what masks nothing but what a shift masks itself is the shortest way to the next code.
+    pub(super) const fn shift(self) -> u32 {
+        self.0 & 63
+    }
+
     pub(super) const fn bits(self) -> u32 {
         self.0 >> 8 & 0xFF
     }

@@ -12,6 +12,7 @@ mod huffman;
 mod planes;
 mod scans;
 mod segments;
+mod select;
 mod sequential;
 
 pub(crate) use dct::{ZIGZAG_TRANSPOSED, transposed};

@@ -1,13 +1,14 @@
 //! JPEGs of several scans: sequential ones whose components come one after another, and progressive
 //! ones, whose coefficients come first roughly, then bit by bit (ITU T.81, annex G).
 
-use fearless_simd::{Level, dispatch};
+use fearless_simd::{Level, Simd, dispatch};
 
 use super::bits::{Bits, Entropy};
-use super::dct::{ZIGZAG_TRANSPOSED, scale, transform};
+use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman};
 use super::planes::{Band, Plane};
 use super::segments::{Frame, Scan, ScanComponent, Segments};
+use super::select::nth_set;
 use super::{Kept, Stop};
 
 /// Scans of a file. Encoders write about 10; each more is a pass over the image.
@@ -23,17 +24,21 @@ struct Grid {
     stride: usize,
     /// Blocks that hold samples, along and down: those of a scan of this component alone.
     size: (usize, usize),
-    blocks: Vec<Block>,
+    /// Of each block, which coefficients are not 0, the first of the zigzag order lowest. It alone says how the bits of
+    /// later scans are read.
+    nonzero: Vec<u64>,
+    /// Of each block, the coefficients in the order of [`ZIGZAG_TRANSPOSED`]'s places; one block for all where they
+    /// are not kept.
+    coefficients: Vec<[i16; 64]>,
+    is_kept: bool,
     /// The quantiser at the component's first scan.
     quantiser: Option<[u16; 64]>,
 }
 
-#[derive(Clone)]
-struct Block {
-    /// In zigzag order.
-    coefficients: [i16; 64],
-    /// Which of them are not 0, the first lowest.
-    nonzero: u64,
+/// A block of a grid.
+struct Block<'a> {
+    coefficients: &'a mut [i16; 64],
+    nonzero: &'a mut u64,
 }
 
 /// What one block leaves to the next; a restart clears it.
@@ -51,14 +56,15 @@ pub(super) fn decode(mut segments: Segments<'_>, first: Scan<'_>, kept: Kept) ->
         return Err(Stop::NotThisCase);
     }
     let (mcus, is_progressive) = (frame.mcus(size), frame.is_progressive);
-    let mut grids: Vec<Grid> = (0..frame.components.len()).map(|at| Grid::new(frame, at, size)).collect();
+    let count = frame.components.len();
+    let mut grids: Vec<Grid> = (0..count).map(|at| Grid::new(frame, at, size, at < kept.of(count))).collect();
     let mut next = Some(first);
     for _ in 0..MAX_SCANS {
         let Some(scan) = next else {
             if grids.iter().any(|grid| grid.quantiser.is_none()) {
                 return Err(Stop::Damaged);
             }
-            return grids.iter().take(kept.of(grids.len())).map(|grid| grid.transformed(size, &grids[0])).collect();
+            return grids.iter().filter(|grid| grid.is_kept).map(|grid| grid.transformed(size, &grids[0])).collect();
         };
         for component in &scan.components {
             let grid = &mut grids[component.index];
@@ -66,7 +72,7 @@ pub(super) fn decode(mut segments: Segments<'_>, first: Scan<'_>, kept: Kept) ->
         }
         let entropy = Entropy::read(scan.coded).ok_or(Stop::Damaged)?;
         let walk = Walk { scan: &scan, entropy: &entropy, mcus, restart_interval: segments.restart_interval };
-        let read = if is_progressive { walk.progressive(&mut grids) } else { walk.sequential(&mut grids) };
+        let read = dispatch!(Level::new(), simd => walk.read(simd, &mut grids, is_progressive));
         read.ok_or(Stop::Damaged)?;
         segments.skip_coded(entropy.coded_bytes);
         next = segments.next_scan()?;
@@ -86,17 +92,20 @@ impl Kept {
 }
 
 impl Grid {
-    fn new(frame: &Frame, component: usize, size: (usize, usize)) -> Self {
+    fn new(frame: &Frame, component: usize, size: (usize, usize), is_kept: bool) -> Self {
         let (width, height) = frame.plane_size(component, size);
         let (across, down) = frame.mcus(size);
         let (horizontal, vertical) = (frame.components[component].horizontal, frame.components[component].vertical);
         let stride = across * horizontal;
+        let blocks = stride * down * vertical;
         Self {
             horizontal,
             vertical,
             stride,
             size: (width.div_ceil(8), height.div_ceil(8)),
-            blocks: vec![Block { coefficients: [0; 64], nonzero: 0 }; stride * down * vertical],
+            nonzero: vec![0; blocks],
+            coefficients: vec![[0; 64]; if is_kept { blocks } else { 1 }],
+            is_kept,
             quantiser: None,
         }
     }
@@ -107,22 +116,26 @@ impl Grid {
         let part = |length: usize, of: usize, full: usize| (length * of).div_ceil(full);
         let plane = (part(width, self.horizontal, luma.horizontal), part(height, self.vertical, luma.vertical));
         let mut band = Band::new(self.stride, 1, plane);
-        let mut natural = [0; 64];
-        for row in self.blocks.chunks_exact(self.stride).take(self.size.1) {
-            for (column, block) in row.iter().enumerate().take(self.size.0) {
-                let mut left = block.nonzero;
-                while left != 0 {
-                    let k = left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    natural[usize::from(ZIGZAG_TRANSPOSED[k])] = block.coefficients[k];
-                }
+        dispatch!(Level::new(), simd => self.transform_into(simd, &scale, &mut band));
+        Ok(band.into_plane())
+    }
+
+    #[inline(always)]
+    fn transform_into<S: Simd>(&self, simd: S, scale: &Scale, band: &mut Band) {
+        let rows = self.coefficients.chunks_exact(self.stride).zip(self.nonzero.chunks_exact(self.stride));
+        for (blocks, nonzero) in rows.take(self.size.1) {
+            for (column, (block, nonzero)) in blocks.iter().zip(nonzero).enumerate().take(self.size.0) {
                 let (samples, stride) = band.block(0, column);
-                dispatch!(Level::new(), simd => transform(simd, &natural, &scale, block.nonzero & !1 == 0, samples, stride));
-                natural = [0; 64];
+                transform(simd, block, scale, nonzero & !1 == 0, samples, stride);
             }
             band.flush();
         }
-        Ok(band.into_plane())
+    }
+
+    #[inline(always)]
+    fn block(&mut self, at: usize) -> Block<'_> {
+        let place = if self.is_kept { at } else { 0 };
+        Block { coefficients: &mut self.coefficients[place], nonzero: &mut self.nonzero[at] }
     }
 }
 
@@ -136,24 +149,35 @@ struct Walk<'a> {
 
 /// Reading a scan gives `None` if its data has another length than its blocks, or anything in it is no code.
 impl Walk<'_> {
+    #[inline(always)]
+    fn read<S: Simd>(&self, simd: S, grids: &mut [Grid], is_progressive: bool) -> Option<()> {
+        if is_progressive { self.progressive(simd, grids) } else { self.sequential(grids) }
+    }
+
     /// A scan of whole blocks.
+    #[inline(always)]
     fn sequential(&self, grids: &mut [Grid]) -> Option<()> {
         if self.scan.spectrum != (0, 63) || self.scan.bits != (0, 0) {
             return None;
         }
         let tables = |c: &ScanComponent| Some((c.dc.clone()?, c.ac.clone()?));
         let tables: Vec<_> = self.scan.components.iter().map(tables).collect::<Option<_>>()?;
-        self.blocks(grids, |bits, state, at, block| {
-            let (dc, ac) = &tables[at];
-            block.begin_dc(bits, &mut state.predictions[at], dc, 0)?;
-            block.begin(bits, state, ac, (1, 63), 0)?;
-            // Ends of several blocks at once are progressive's.
-            (state.ended_blocks == 0).then_some(())
-        })
+        self.blocks(
+            grids,
+            #[inline(always)]
+            |bits, state, at, mut block| {
+                let (dc, ac) = &tables[at];
+                block.begin_dc(bits, &mut state.predictions[at], dc, 0)?;
+                block.begin(bits, state, ac, (1, 63), 0)?;
+                // Ends of several blocks at once are progressive's.
+                (state.ended_blocks == 0).then_some(())
+            },
+        )
     }
 
     /// A scan of some coefficients, or of some of their bits.
-    fn progressive(&self, grids: &mut [Grid]) -> Option<()> {
+    #[inline(always)]
+    fn progressive<S: Simd>(&self, simd: S, grids: &mut [Grid]) -> Option<()> {
         let (first, last) = self.scan.spectrum;
         let (known, shift) = self.scan.bits;
         if shift > MAX_SHIFT || known != 0 && known != shift + 1 {
@@ -164,22 +188,34 @@ impl Walk<'_> {
             (0, 0) => {
                 let tables = self.scan.components.iter().map(|component| component.dc.as_deref());
                 let tables: Vec<&Huffman> = tables.collect::<Option<_>>()?;
-                self.blocks(grids, |bits, state, at, block| {
-                    block.begin_dc(bits, &mut state.predictions[at], tables[at], shift)
-                })
+                self.blocks(
+                    grids,
+                    #[inline(always)]
+                    |bits, state, at, mut block| block.begin_dc(bits, &mut state.predictions[at], tables[at], shift),
+                )
             }
-            (0, _) => self.blocks(grids, |bits, _, _, block| {
-                if bits.take_bit() {
-                    block.set(0, block.coefficients[0] | 1 << shift);
-                }
-                Some(())
-            }),
+            (0, _) => self.blocks(
+                grids,
+                #[inline(always)]
+                |bits, _, _, mut block| {
+                    block.set(0, block.coefficients[0] | i16::from(bits.take_bit()) << shift);
+                    Some(())
+                },
+            ),
             (1..=63, _) if self.scan.components.len() == 1 && (first..=63).contains(&last) => {
                 let table = self.scan.components[0].ac.as_deref()?;
                 if known == 0 {
-                    self.blocks(grids, |bits, state, _, block| block.begin(bits, state, table, (first, last), shift))
+                    self.blocks(
+                        grids,
+                        #[inline(always)]
+                        |bits, state, _, mut block| block.begin(bits, state, table, (first, last), shift),
+                    )
                 } else {
-                    self.blocks(grids, |bits, state, _, block| block.refine(bits, state, table, (first, last), shift))
+                    self.blocks(
+                        grids,
+                        #[inline(always)]
+                        |bits, state, _, mut block| block.refine(simd, bits, state, table, (first, last), shift),
+                    )
                 }
             }
             _ => None,
@@ -191,7 +227,7 @@ impl Walk<'_> {
     fn blocks(
         &self,
         grids: &mut [Grid],
-        mut read: impl FnMut(&mut Bits<'_>, &mut State, usize, &mut Block) -> Option<()>,
+        mut read: impl FnMut(&mut Bits<'_>, &mut State, usize, Block<'_>) -> Option<()>,
     ) -> Option<()> {
         let alone = self.scan.components.len() == 1;
         let (across, down) = if alone { grids[self.scan.components[0].index].size } else { self.mcus };
@@ -211,7 +247,7 @@ impl Walk<'_> {
                     let (horizontal, vertical) = if alone { (1, 1) } else { (grid.horizontal, grid.vertical) };
                     for y in row * vertical..(row + 1) * vertical {
                         for x in column * horizontal..(column + 1) * horizontal {
-                            read(&mut bits, &mut state, at, &mut grid.blocks[y * grid.stride + x])?;
+                            read(&mut bits, &mut state, at, grid.block(y * grid.stride + x))?;
                         }
                     }
                 }
@@ -222,11 +258,11 @@ impl Walk<'_> {
     }
 }
 
-impl Block {
+impl Block<'_> {
     #[inline(always)]
     fn set(&mut self, k: usize, value: i16) {
-        self.coefficients[k] = value;
-        self.nonzero = self.nonzero & !(1 << k) | u64::from(value != 0) << k;
+        self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63] = value;
+        *self.nonzero = *self.nonzero & !(1 << k) | u64::from(value != 0) << k;
     }
 
     /// The first scan of the lowest coefficient.
@@ -276,14 +312,21 @@ impl Block {
 
     /// A later scan: one more bit of what is not 0 yet, and what becomes it with this bit.
     #[inline(always)]
-    fn refine(
+    fn refine<S: Simd>(
         &mut self,
+        simd: S,
         bits: &mut Bits<'_>,
         state: &mut State,
         table: &Huffman,
         (first, last): (usize, usize),
         shift: u8,
     ) -> Option<()> {
+        // From `k` on, which is at least 1 and at most 64.
+        let from = |k: usize| (u64::MAX - 1) << (k - 1);
+        let band = from(first) & !from(last + 1);
+        // What was not 0 before this scan: a bit of each follows the code that passes over it.
+        let known = *self.nonzero & band;
+        let mut corrections = Corrections::default();
         let mut k = first;
         if state.ended_blocks == 0 {
             while k <= last {
@@ -297,44 +340,68 @@ impl Block {
                     return None;
                 }
                 let value = bits.take(code);
-                k = self.refine_over(bits, k, last, code.run(), shift);
+                // The zero that has `run` others before it; 64 if there are not so many.
+                let place = nth_set(simd, band & !known & from(k), code.run() as u32) as usize;
+                corrections.take(bits, known & from(k) & !from(place));
                 if code.value_bits() == 1 {
-                    if k > last {
+                    if place > last {
                         return None;
                     }
-                    self.set(k, (value << shift) as i16);
+                    self.set(place, (value << shift) as i16);
                 }
-                k += 1;
+                k = place + 1;
             }
         }
         if state.ended_blocks > 0 {
-            self.refine_over(bits, k, last, usize::MAX, shift);
+            bits.refill();
+            corrections.take(bits, known & from(k));
             state.ended_blocks -= 1;
         }
+        self.correct(corrections, known, shift);
         Some(())
     }
 
-    /// Refines what is not 0 from `k` on, up to the coefficient that has `zeros` zeros between it and `k` and is 0
-    /// itself, or past the last; returns its place.
+    /// Gives the coefficients of `known` their next bits, in their order.
     #[inline(always)]
-    fn refine_over(&mut self, bits: &mut Bits<'_>, mut k: usize, last: usize, mut zeros: usize, shift: u8) -> usize {
-        while k <= last {
-            let gap = (self.nonzero >> k).trailing_zeros() as usize;
-            if zeros < gap {
-                return (k + zeros).min(last + 1);
-            }
-            k += gap;
-            if k > last {
-                break;
-            }
-            zeros -= gap;
-            let coefficient = &mut self.coefficients[k];
-            if bits.take_bit() && *coefficient & 1 << shift == 0 {
-                *coefficient = coefficient.wrapping_add(coefficient.signum() << shift);
-            }
-            k += 1;
+    fn correct(&mut self, corrections: Corrections, mut known: u64, shift: u8) {
+        let mut left = corrections.bits << (64 - corrections.count.max(1));
+        for _ in 0..corrections.count {
+            let k = known.trailing_zeros() as usize;
+            known &= known.wrapping_sub(1);
+            let coefficient = &mut self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63];
+            let is_new = (left >> 63) as i16 & !(*coefficient >> shift) & 1;
+            let step = (*coefficient >> 15 | 1) & -is_new;
+            *coefficient = coefficient.wrapping_add(step << shift);
+            left <<= 1;
         }
-        last + 1
+    }
+}
+
+/// Bits for coefficients that are not 0, the last one lowest.
+#[derive(Default)]
+struct Corrections {
+    bits: u64,
+    count: u32,
+}
+
+impl Corrections {
+    /// Takes a bit for each of `passed`; 32 are there.
+    #[inline(always)]
+    fn take(&mut self, bits: &mut Bits<'_>, passed: u64) {
+        let mut missing = passed.count_ones();
+        self.count += missing;
+        while missing > 32 {
+            self.take_some(bits, 32);
+            bits.refill();
+            missing -= 32;
+        }
+        self.take_some(bits, missing);
+    }
+
+    #[inline(always)]
+    fn take_some(&mut self, bits: &mut Bits<'_>, count: u32) {
+        self.bits = self.bits << count | bits.ahead() >> 1 >> (63 - count);
+        bits.skip(count);
     }
 }
 
