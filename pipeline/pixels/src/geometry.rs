@@ -1,11 +1,12 @@
 //! Resizing and cropping.
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::Image;
 use crate::jpeg::Plane;
+use crate::resample::{Axis, resample};
 
 /// How samples are weighed when an image is resized. Both widen with the scale when they shrink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,16 +123,9 @@ pub(crate) fn square_of_plane(
     };
     let (left, cut_width) = part(width, full_width, step.0, plane.width);
     let (top, cut_height) = part(height, full_height, step.1, plane.height);
-    let source = TypedImageRef::<U8>::from_buffer(plane.width as u32, plane.height as u32, &plane.samples)
-        .expect("a plane holds one byte a sample");
-    let mut samples = vec![0; to_side as usize * to_side as usize];
-    let mut target =
-        TypedImage::<U8>::from_buffer(to_side, to_side, &mut samples).expect("allocated for one byte a sample");
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-        .crop(left, top, cut_width, cut_height);
-    Resizer::new().resize_typed(&source, &mut target, &options).expect("the cut lies within the plane");
-    Plane { width: to_side as usize, height: to_side as usize, samples }
+    let columns = Axis::new(plane.width, left, cut_width, to_side as usize);
+    let rows = Axis::new(plane.height, top, cut_height, to_side as usize);
+    resample(plane, &columns, &rows)
 }
 
 fn crop(image: Image, left: u32, top: u32, width: u32, height: u32) -> Image {

@@ -42,6 +42,7 @@ mod levels;
 mod perceptual;
 mod picture;
 mod raster;
+mod resample;
 mod sharpness;
 
 pub use decode::{decode, decode_luma};

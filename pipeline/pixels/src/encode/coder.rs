@@ -46,6 +46,8 @@ pub(super) struct Writer {
 impl Writer {
     /// More bytes than a block can take: 64 codes and values of at most 27 bits, all of them stuffed, and a word.
     const BLOCK: usize = 512;
+    /// How much room is made where there is less than for a block.
+    const ROOM: usize = 1 << 16;
 
     /// Goes on behind `bytes`.
     pub(super) fn new(bytes: Vec<u8>) -> Self {
@@ -57,7 +59,7 @@ impl Writer {
     #[inline(always)]
     pub(super) fn block(&mut self, block: &Coefficients, prediction: i16, dc: &Codes, ac: &Codes) -> i16 {
         if self.bytes.len() < self.length + Self::BLOCK {
-            self.bytes.resize(2 * (self.length + Self::BLOCK), 0);
+            self.bytes.resize(self.length + Self::ROOM, 0);
         }
         self.value(dc, 0, i32::from(block.values[0]) - i32::from(prediction));
         let mut left = block.nonzero & !1;

@@ -37,7 +37,7 @@ fn scaled(quantiser: [u16; 64], quality: u8) -> [u16; 64] {
 fn head(luma: &Plane, quantisers: &[[u16; 64]; 2]) -> Vec<u8> {
     let side = |samples: usize| u16::try_from(samples).expect("a JPEG's sides are at most 65,535 pixels").to_be_bytes();
     let ([high, low], [left, right]) = (side(luma.height), side(luma.width));
-    let mut bytes = Vec::with_capacity(luma.samples.len() / 2 + 4096);
+    let mut bytes = Vec::with_capacity(luma.samples.len() + 4096);
     bytes.extend([0xFF, 0xD8]);
     let mut segment = |marker: u8, body: &[u8]| {
         bytes.extend([0xFF, marker]);

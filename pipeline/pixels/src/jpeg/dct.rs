@@ -66,14 +66,12 @@ pub(super) fn transform<S: Simd>(
         let (left, right) = simd.widen_i16x8(whole);
         *row = simd.cvt_f32_i32x8(simd.combine_i32x4(left, right)) * f32x8::simd_from(simd, scale[y]);
     }
-    let [a, b, c, d, e, f, g, h] = inverse_dct(transposed(simd, inverse_dct(rows)));
-    for (half, [a, b, c, d]) in [[a, b, c, d], [e, f, g, h]].into_iter().enumerate() {
-        let upper = simd.relaxed_narrow_i32x8(rounded(simd, a), rounded(simd, b));
-        let lower = simd.relaxed_narrow_i32x8(rounded(simd, c), rounded(simd, d));
-        let samples = simd.relaxed_narrow_u16x16(upper.bitcast(), lower.bitcast());
-        for (y, row) in samples.as_slice().as_chunks::<8>().0.iter().enumerate() {
-            out[(4 * half + y) * stride..][..8].copy_from_slice(row);
-        }
+    let mut levels = inverse_dct(transposed(simd, inverse_dct(rows)));
+    for level in &mut levels {
+        *level = *level + 128.0;
+    }
+    for (y, row) in rounded_rows(simd, levels).iter().enumerate() {
+        out[y * stride..][..8].copy_from_slice(row);
     }
 }
 
@@ -86,10 +84,22 @@ fn sample(level: f32) -> u8 {
     ((level + 128.0).clamp(0.0, 255.0) + UNIT).to_bits() as u8
 }
 
-/// The same for eight.
+/// Levels to samples, rounded and clamped.
+#[inline(always)]
+pub(crate) fn rounded_rows<S: Simd>(simd: S, [a, b, c, d, e, f, g, h]: [f32x8<S>; 8]) -> [[u8; 8]; 8] {
+    let mut samples = [[0; 8]; 8];
+    let (upper, lower) = samples.split_at_mut(4);
+    for (out, [a, b, c, d]) in [(upper, [a, b, c, d]), (lower, [e, f, g, h])] {
+        let upper = simd.relaxed_narrow_i32x8(rounded(simd, a), rounded(simd, b));
+        let lower = simd.relaxed_narrow_i32x8(rounded(simd, c), rounded(simd, d));
+        simd.relaxed_narrow_u16x16(upper.bitcast(), lower.bitcast()).store_slice(out.as_flattened_mut());
+    }
+    samples
+}
+
 #[inline(always)]
 fn rounded<S: Simd>(simd: S, levels: f32x8<S>) -> i32x8<S> {
-    let clamped = (levels + 128.0).max(0.0).min(255.0) + UNIT;
+    let clamped = levels.max(0.0).min(255.0) + UNIT;
     clamped.bitcast::<i32x8<S>>() - i32x8::splat(simd, UNIT.to_bits() as i32)
 }
 
