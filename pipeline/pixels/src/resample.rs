@@ -9,9 +9,10 @@ use crate::jpeg::{Plane, rounded_rows, transposed};
 
 /// Lobes on each side.
 const LOBES: f64 = 3.0;
-/// Rows that are weighed along side by side, and what widths are padded to.
-const ROWS: usize = 8;
-const LANES: usize = 16;
+/// Rows that are weighed along side by side, columns that are weighed down, and target columns at a time.
+const ROWS: usize = 16;
+const LANES: usize = 32;
+const EIGHT: usize = 8;
 
 /// What one axis becomes.
 pub(crate) struct Axis {
@@ -19,7 +20,7 @@ pub(crate) struct Axis {
     to: usize,
     /// Weights of each of them.
     taps: usize,
-    /// The first sample that is weighed, and the weights; padded to whole [`ROWS`].
+    /// The first sample that is weighed, and the weights; padded to whole eights.
     firsts: Vec<usize>,
     weights: Vec<f32>,
 }
@@ -41,7 +42,7 @@ impl Axis {
             })
             .collect();
         let taps = bounds.iter().map(|(_, first, end)| end - first).max().expect("at least one");
-        let padded = to.next_multiple_of(ROWS);
+        let padded = to.next_multiple_of(EIGHT);
         let (mut firsts, mut weights) = (vec![0; padded], vec![0.0; padded * taps]);
         let mut filter = Vec::with_capacity(taps);
         for (at, (center, first, end)) in bounds.into_iter().enumerate() {
@@ -165,26 +166,31 @@ impl<'a> Resampling<'a> {
         let (after, before) = self.ring.split_at(first % taps * padded);
         let (early, late) = weights.split_at(before.len() / padded);
         for (at, out) in self.tall[y * padded..(y + 1) * padded].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let mut sum = f32x16::splat(simd, 0.0);
+            let mut sums = [f32x16::splat(simd, 0.0); 2];
             for (slots, weights) in [(before, early), (after, late)] {
                 for (slot, &weight) in slots.chunks_exact(padded).zip(weights) {
-                    sum = sum + f32x16::from_slice(simd, &slot[at * LANES..(at + 1) * LANES]) * weight;
+                    let (halves, _) = slot[at * LANES..(at + 1) * LANES].as_chunks::<16>();
+                    sums[0] = sums[0] + f32x16::simd_from(simd, halves[0]) * weight;
+                    sums[1] = sums[1] + f32x16::simd_from(simd, halves[1]) * weight;
                 }
             }
-            sum.store_slice(out);
+            sums[0].store_slice(&mut out[..16]);
+            sums[1].store_slice(&mut out[16..]);
         }
     }
 
     #[inline(always)]
     fn turn<S: Simd>(&mut self, simd: S) {
-        for (at, out) in self.turned.as_chunks_mut::<{ 8 * ROWS }>().0.iter_mut().enumerate() {
-            let mut rows = [f32x8::splat(simd, 0.0); ROWS];
-            for (row, tall) in rows.iter_mut().zip(self.tall.chunks_exact(self.padded)) {
-                *row = f32x8::from_slice(simd, &tall[at * 8..(at + 1) * 8]);
-            }
-            let columns = transposed(simd, rows);
-            for (column, out) in columns.into_iter().zip(out.as_chunks_mut::<8>().0) {
-                column.store_slice(out);
+        for (half, tall) in self.tall.chunks_exact(self.padded * EIGHT).enumerate() {
+            for (at, out) in self.turned.as_chunks_mut::<{ EIGHT * ROWS }>().0.iter_mut().enumerate() {
+                let mut rows = [f32x8::splat(simd, 0.0); EIGHT];
+                for (row, tall) in rows.iter_mut().zip(tall.chunks_exact(self.padded)) {
+                    *row = f32x8::from_slice(simd, &tall[at * EIGHT..(at + 1) * EIGHT]);
+                }
+                let columns = transposed(simd, rows);
+                for (column, out) in columns.into_iter().zip(out.as_chunks_mut::<ROWS>().0) {
+                    column.store_slice(&mut out[half * EIGHT..(half + 1) * EIGHT]);
+                }
             }
         }
     }
@@ -192,20 +198,24 @@ impl<'a> Resampling<'a> {
     #[inline(always)]
     fn weigh_along<S: Simd>(&self, simd: S, band: &mut [u8]) {
         let (stride, taps) = (self.columns.firsts.len(), self.columns.taps);
-        for (at, firsts) in self.columns.firsts.as_chunks::<8>().0.iter().enumerate() {
-            let mut sums = [f32x8::splat(simd, 0.0); 8];
-            for (x, (sum, first)) in sums.iter_mut().zip(firsts).enumerate() {
-                let weights = self.columns.weights(at * 8 + x);
+        for (at, firsts) in self.columns.firsts.as_chunks::<EIGHT>().0.iter().enumerate() {
+            let (mut upper, mut lower) = ([f32x8::splat(simd, 0.0); EIGHT], [f32x8::splat(simd, 0.0); EIGHT]);
+            for (x, first) in firsts.iter().enumerate() {
+                let weights = self.columns.weights(at * EIGHT + x);
                 // Those of the padding begin before the left: any will do, for their weights are 0.
                 let from = first.saturating_sub(self.left) * ROWS;
                 let samples = self.turned[from..from + taps * ROWS].as_chunks::<ROWS>().0;
+                let mut sum = f32x16::splat(simd, 0.0);
                 for (column, &weight) in samples.iter().zip(weights) {
-                    *sum = *sum + f32x8::simd_from(simd, *column) * weight;
+                    sum = sum + f32x16::simd_from(simd, *column) * weight;
                 }
+                (upper[x], lower[x]) = simd.split_f32x16(sum);
             }
-            let rows = rounded_rows(simd, transposed(simd, sums));
-            for (row, out) in rows.iter().zip(band.chunks_exact_mut(stride)) {
-                out[at * 8..(at + 1) * 8].copy_from_slice(row);
+            for (half, sums) in [upper, lower].into_iter().enumerate() {
+                let rows = rounded_rows(simd, transposed(simd, sums));
+                for (row, out) in rows.iter().zip(band.chunks_exact_mut(stride).skip(half * EIGHT)) {
+                    out[at * EIGHT..(at + 1) * EIGHT].copy_from_slice(row);
+                }
             }
         }
     }

@@ -131,12 +131,6 @@ impl Grid {
             band.flush();
         }
     }
-
-    #[inline(always)]
-    fn block(&mut self, at: usize) -> Block<'_> {
-        let place = if self.is_kept { at } else { 0 };
-        Block { coefficients: &mut self.coefficients[place], nonzero: &mut self.nonzero[at] }
-    }
 }
 
 /// The blocks of a scan in their order.
@@ -235,19 +229,27 @@ impl Walk<'_> {
         let mut segments = self.entropy.segments((across * down).div_ceil(interval))?;
         let mut bits = Bits::new(&[], 0, 0);
         let mut state = State::default();
+        let mut until_restart = 0;
         for row in 0..down {
             for column in 0..across {
-                if (row * across + column).is_multiple_of(interval) {
+                if until_restart == 0 {
                     bits.finish()?;
                     bits = segments.next()?;
                     state = State::default();
+                    until_restart = interval;
                 }
+                until_restart -= 1;
                 for (at, component) in self.scan.components.iter().enumerate() {
                     let grid = &mut grids[component.index];
                     let (horizontal, vertical) = if alone { (1, 1) } else { (grid.horizontal, grid.vertical) };
                     for y in row * vertical..(row + 1) * vertical {
                         for x in column * horizontal..(column + 1) * horizontal {
-                            read(&mut bits, &mut state, at, grid.block(y * grid.stride + x))?;
+                            let block = y * grid.stride + x;
+                            // Here and not in the grid: there each coefficient would wait for the one before.
+                            let mut nonzero = grid.nonzero[block];
+                            let coefficients = &mut grid.coefficients[if grid.is_kept { block } else { 0 }];
+                            read(&mut bits, &mut state, at, Block { coefficients, nonzero: &mut nonzero })?;
+                            grid.nonzero[block] = nonzero;
                         }
                     }
                 }

@@ -67,13 +67,16 @@ fn read<S: Simd, const LUMA: bool, const CHROMA: bool>(
     let mut block = [0; 64];
     let mut predictions = [0; 4];
     let mut bits = Bits::new(&[], 0, 0);
+    let mut until_restart = 0;
     for row in 0..down {
         for column in 0..across {
-            if (row * across + column).is_multiple_of(interval) {
+            if until_restart == 0 {
                 bits.finish()?;
                 bits = segments.next()?;
                 predictions = [0; 4];
+                until_restart = interval;
             }
+            until_restart -= 1;
             luma.read_mcu::<S, LUMA>(simd, &mut bits, &mut predictions[0], &mut block, bands.first_mut(), column)?;
             for (at, chroma) in (1..).zip(chroma) {
                 chroma.read_mcu::<S, CHROMA>(
