@@ -185,3 +185,21 @@ fn what_is_encoded_is_decoded() {
     assert_eq!(probe(&png, &Limits::default()).unwrap().format, Format::Png);
     assert!(decode(&png, &Limits::default()).unwrap() == image);
 }
+
+/// At each quality as many bytes as libjpeg writes, and as near to the picture.
+#[test]
+fn the_encoder_is_as_good_as_libjpeg() {
+    let folder = fixtures().join("../encoder");
+    let rgb = ImageReader::open(folder.join("picture.png")).unwrap().decode().unwrap().into_rgb8();
+    let image = Image::new(rgb.width(), rgb.height(), rgb.into_raw());
+    let lines = std::fs::read_to_string(folder.join("libjpeg.txt")).unwrap();
+    assert_eq!(lines.lines().count(), 7);
+    for line in lines.lines() {
+        let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        let bytes = encode_jpeg(&image, numbers[0] as u8);
+        let size = bytes.len() as f64 / numbers[1];
+        let quality = psnr(decode(&bytes, &Limits::default()).unwrap().rgb(), image.rgb());
+        assert!((0.95..1.02).contains(&size), "quality {}: {size:.3} of its size", numbers[0]);
+        assert!(quality > numbers[2] - 0.2, "quality {}: {quality:.2} dB for {:.2}", numbers[0], numbers[2]);
+    }
+}

@@ -68,7 +68,7 @@ fn read<S: Simd, const LUMA: bool, const CHROMA: bool>(
     let mut predictions = [0; 4];
     let mut bits = Bits::new(&[], 0, 0);
     let mut until_restart = 0;
-    for row in 0..down {
+    for _ in 0..down {
         for column in 0..across {
             if until_restart == 0 {
                 bits.finish()?;
