@@ -44,6 +44,34 @@ fn exported(world: &World, name: &str) -> Tensor {
     Weights::open(&file).unwrap().tensor(name).unwrap()
 }
 
+/// A rate that moves nothing leaves a discriminator as it was built, whatever the student does; the student's own rate,
+/// spelt out, changes nothing.
+#[test]
+fn the_discriminator_has_a_rate_of_its_own_where_one_is_named() {
+    let run = |rate: Option<&str>| {
+        let extra = rate.map_or_else(String::new, |rate| format!("discriminator_learning_rate = {rate}"));
+        let text = head(("base", 4), 2, "") + &phase("full", "adversarial_conditional", "full", 3, &extra);
+        let world = World::new(&[("4to2", text)]);
+        world.distill_well("4to2");
+        world
+    };
+    let state = |world: &World, file: &str| {
+        let file = Weights::open(&world.stage("4to2").join("checkpoints/000000003").join(file)).unwrap();
+        let masters = file.names().into_iter().filter(|name| name.starts_with("master."));
+        Tensor::cat(&masters.map(|name| file.tensor(name).unwrap().flatten(0, -1)).collect::<Vec<_>>(), 0)
+    };
+    let (usual, spelt_out, still) = (run(None), run(Some("1e-3")), run(Some("1e-30")));
+    let discriminator = |world: &World| state(world, "discriminator.safetensors");
+    assert_eq!(discriminator(&usual), discriminator(&spelt_out));
+    assert_eq!(state(&usual, "student.safetensors"), state(&spelt_out, "student.safetensors"));
+
+    let moved = |world: &World| (discriminator(world) - discriminator(&still)).abs().max().double_value(&[]);
+    // Adam without a first moment moves each weight by about its rate in an update.
+    assert!((1e-3..1e-2).contains(&moved(&usual)), "{}", moved(&usual));
+    let students = (state(&usual, "student.safetensors") - state(&still, "student.safetensors")).abs();
+    assert!(students.max().double_value(&[]) > 1e-5, "the student follows another discriminator");
+}
+
 #[test]
 fn every_option_resumes_bit_for_bit() {
     let all = [EMA, OFFLOAD, RECOMPUTE].join("\n");

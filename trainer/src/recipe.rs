@@ -137,8 +137,12 @@ pub struct Phase {
     pub guidance_scale: f64,
     /// Updates.
     pub iterations: u64,
-    /// Learning rate of student and discriminator.
+    /// Learning rate of the student.
     pub learning_rate: f64,
+    /// Learning rate of the discriminator, where it is not the student's, as it is in the paper: with small batches and
+    /// few updates it has to be far ahead to tell the student anything (two time scales, Heusel et al. 2017).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discriminator_learning_rate: Option<f64>,
     /// Adam's decays.
     pub betas: [f64; 2],
 }
@@ -233,6 +237,7 @@ struct WrittenPhase {
     discriminator_noise: Option<DiscriminatorNoise>,
     iterations: u64,
     learning_rate: f64,
+    discriminator_learning_rate: Option<f64>,
     betas: [f64; 2],
 }
 
@@ -444,8 +449,16 @@ impl Stage {
         if phase.iterations == 0 {
             return refuse("iterations is zero");
         }
-        if !(phase.learning_rate > 0.0 && phase.learning_rate.is_finite()) {
-            return refuse("learning_rate has to be positive");
+        for (key, rate) in [
+            ("learning_rate", Some(phase.learning_rate)),
+            ("discriminator_learning_rate", phase.discriminator_learning_rate),
+        ] {
+            if rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+                return refuse(format!("{key} has to be positive"));
+            }
+        }
+        if phase.discriminator_learning_rate.is_some() && !phase.objective.is_adversarial() {
+            return refuse("discriminator_learning_rate, but no discriminator");
         }
         if phase.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
             return refuse("betas lie between 0 and 1, 1 excluded");
@@ -528,6 +541,7 @@ impl WrittenPhase {
             guidance_scale: self.guidance_scale.unwrap_or(1.0),
             iterations: self.iterations,
             learning_rate: self.learning_rate,
+            discriminator_learning_rate: self.discriminator_learning_rate,
             betas: self.betas,
         })
     }

@@ -69,6 +69,7 @@ pub(super) struct Networks {
     pub critic: Option<Critic>,
     trains: Trains,
     adam: AdamConfig,
+    discriminator_learning_rate: f64,
     frozen_copy: bool,
 }
 
@@ -172,13 +173,19 @@ impl Networks {
                 betas: phase.betas,
                 max_gradient_norm: stage.max_gradient_norm,
             },
+            discriminator_learning_rate: phase.discriminator_learning_rate.unwrap_or(phase.learning_rate),
             frozen_copy: phase.objective == Objective::X0Conversion,
         }
     }
 
-    /// Adam's constants for this phase.
+    /// Adam's constants for the student in this phase.
     pub fn adam(&self) -> AdamConfig {
         self.adam
+    }
+
+    /// Adam's constants for the discriminator in this phase.
+    pub fn discriminator_adam(&self) -> AdamConfig {
+        AdamConfig { learning_rate: self.discriminator_learning_rate, ..self.adam }
     }
 
     /// Against whom the student is measured.

@@ -150,12 +150,12 @@ impl<'a> Rehearsal<'a> {
     /// One whole iteration, as the loop does it: every pass of the discriminator and its update, where there is one,
     /// then every pass of the student and its update.
     pub fn iterate(&mut self) -> Result<()> {
-        let adam = self.networks.adam();
+        let (adam, discriminator_adam) = (self.networks.adam(), self.networks.discriminator_adam());
         for at in 0..self.stage.micro_batches() {
             self.discriminator_pass(at);
         }
         if let Some(critic) = &mut self.networks.critic {
-            let Update::Applied { .. } = critic.optimizer.update(&adam, None)? else { return Ok(()) };
+            let Update::Applied { .. } = critic.optimizer.update(&discriminator_adam, None)? else { return Ok(()) };
         }
         for at in 0..self.stage.micro_batches() {
             self.student_pass(at);

@@ -357,7 +357,7 @@ impl<'a> StageRun<'a> {
         if let Some(traced) = traced {
             collect_gradients(traced, "discriminator", critic.optimizer.gradients());
         }
-        let update = critic.optimizer.update(&self.networks.adam(), None)?;
+        let update = critic.optimizer.update(&self.networks.discriminator_adam(), None)?;
         critic.optimizer.set_trainable(false);
         self.networks.critic = Some(critic);
         let gradient_norm = self.note_update(update, Half::Discriminator)?;

@@ -75,6 +75,11 @@ fn contradictions_are_refused_by_name() {
         ("betas = [0.0, 0.99]", "betas = [0.0, 1.0]", "betas"),
         ("learning_rate = 1e-6", "learning_rate = 0.0", "learning_rate"),
         ("learning_rate = 1e-6", "learning_rate = nan", "learning_rate"),
+        (
+            "learning_rate = 1e-6",
+            "learning_rate = 1e-6\ndiscriminator_learning_rate = 0.0",
+            "discriminator_learning_rate",
+        ),
         ("iterations = 10", "iterations = 0", "iterations"),
         ("teacher = \"skip\"", "teacher = \"skip\"\nguidance_scale = 0.5", "guidance_scale"),
         ("keep_checkpoints = 2", "keep_checkpoints = 0", "keep_checkpoints"),
