@@ -255,8 +255,7 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], target: &Targe
 
 /// The middle of a sample as a small JPEG; empty where it does not decode, which its shard's check would tell.
 fn thumbnail(picture: &Picture, target: &Target) -> Result<Vec<u8>> {
-    let mut shard = target.open(&format!("{:06}.tar", picture.shard))?;
-    let sample = shard.nth(picture.place as usize).transpose()?;
+    let sample = target.sample(&format!("{:06}.tar", picture.shard), picture.place)?;
     let image = sample.iter().flat_map(|s| &s.parts).find(|part| !matches!(part.ext.as_str(), "json" | "txt"));
     // Whatever was kept once was within the recipe's limits.
     let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };

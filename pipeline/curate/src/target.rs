@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use shards::atomic::{read_json, write_json};
 use shards::index::{ELSEWHERE, INDEX, SHARDS};
 use shards::shard::verify_file;
-use shards::{ContentHash, Error as StorageError, Fingerprint, Index, ShardEntry, ShardReader};
+use shards::{ContentHash, Error as StorageError, Fingerprint, Index, Sample, ShardEntry, ShardReader};
 
 use crate::error::{Error, Result};
 use crate::folder::Totals;
@@ -153,6 +153,15 @@ impl Target {
     pub fn open(&self, name: &str) -> Result<ShardReader> {
         let (file, path) = self.file(name)?;
         Ok(ShardReader::of_file(file, path))
+    }
+
+    /// The sample at `place` of a shard, from 0; `None` where there are fewer.
+    ///
+    /// # Errors
+    /// As [`open`](Target::open), and what reading it finds.
+    pub fn sample(&self, name: &str, place: u64) -> Result<Option<Sample>> {
+        let (file, path) = self.file(name)?;
+        Ok(ShardReader::sample_at(file, path, place)?)
     }
 
     /// Proves a shard; see [`shards::shard::verify`].

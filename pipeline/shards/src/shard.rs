@@ -1,7 +1,8 @@
 //! Writing, reading and verifying one shard.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -167,6 +168,18 @@ impl ShardReader {
         ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false }
     }
 
+    /// The sample at `place`, from 0, of a shard that is open already; of those before it only the headers are read.
+    /// `None` where the shard has fewer. Errors call it `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and what reading the sample finds.
+    pub fn sample_at(mut file: File, path: impl AsRef<Path>, place: u64) -> Result<Option<Sample>> {
+        let path = path.as_ref();
+        let offset = offset_of(&file, place).map_err(Error::io("read", path))?;
+        file.seek(SeekFrom::Start(offset)).map_err(Error::io("read", path))?;
+        ShardReader::of_file(file, path).next().transpose()
+    }
+
     fn advance(&mut self) -> Result<Option<Sample>> {
         loop {
             let Some(entry) = self.entries.next() else {
@@ -222,6 +235,32 @@ impl Iterator for ShardReader {
         let item = self.advance().transpose();
         self.done = !matches!(item, Some(Ok(_)));
         item
+    }
+}
+
+/// Where the members of the sample at `place` begin, or what comes first of the end of the archive, the end of the
+/// file and anything that is no header of a plain file: a reader that begins there tells which.
+fn offset_of(file: &File, place: u64) -> io::Result<u64> {
+    const BLOCK: u64 = 512;
+    let (mut offset, mut samples, mut key) = (0, 0, Vec::new());
+    let mut header = [0; BLOCK as usize];
+    loop {
+        match file.read_exact_at(&mut header, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(offset),
+            read => read?,
+        }
+        // ustar: the name first, the size in octal digits at 124, the kind at 156.
+        let name = header[..100].split(|&byte| byte == b'.').next().unwrap_or_default();
+        let digits = header[124..136].iter().take_while(|digit| matches!(digit, b'0'..=b'7'));
+        let size = digits.fold(0, |size, digit| size << 3 | u64::from(digit - b'0'));
+        if name != key {
+            samples += 1;
+            key = name.to_vec();
+        }
+        if samples > place || header[156] != b'0' {
+            return Ok(offset);
+        }
+        offset += BLOCK + size.next_multiple_of(BLOCK);
     }
 }
 
@@ -309,6 +348,23 @@ mod tests {
         assert_eq!((entry.count, entry.bytes), (5, fs::metadata(dir.path().join("000000.tar")).unwrap().len()));
         assert_eq!(read(&dir.path().join("000000.tar")).unwrap(), samples);
         verify(dir.path(), &entry).unwrap();
+    }
+
+    #[test]
+    fn each_sample_is_found_by_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let samples = samples(7);
+        write(dir.path(), "000000.tar", &samples);
+        let path = dir.path().join("000000.tar");
+        let at = |place| ShardReader::sample_at(File::open(&path).unwrap(), &path, place);
+        for (place, sample) in (0..).zip(&samples) {
+            assert_eq!(at(place).unwrap().as_ref(), Some(sample), "{place}");
+        }
+        assert_eq!(at(7).unwrap(), None);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(at(0).unwrap().as_ref(), Some(&samples[0]));
+        assert!(matches!(at(6), Err(Error::Truncated { .. })));
     }
 
     #[test]
