@@ -217,7 +217,7 @@ fn placeholders_leave_the_shards_of_a_bucket_too() {
 #[test]
 fn a_large_shard_is_stored_in_parts_and_its_images_serve_another_run() {
     let world = World::empty();
-    let rows: Vec<Row> = (0..16)
+    let rows: Vec<Row> = (0..20)
         .map(|n| {
             let url = world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(1000, 1000, n)));
             Row::new(url, "a large picture of noise")
