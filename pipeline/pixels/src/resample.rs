@@ -170,8 +170,8 @@ impl<'a> Resampling<'a> {
             for (slots, weights) in [(before, early), (after, late)] {
                 for (slot, &weight) in slots.chunks_exact(padded).zip(weights) {
                     let (halves, _) = slot[at * LANES..(at + 1) * LANES].as_chunks::<16>();
-                    sums[0] = sums[0] + f32x16::simd_from(simd, halves[0]) * weight;
-                    sums[1] = sums[1] + f32x16::simd_from(simd, halves[1]) * weight;
+                    sums[0] += f32x16::simd_from(simd, halves[0]) * weight;
+                    sums[1] += f32x16::simd_from(simd, halves[1]) * weight;
                 }
             }
             sums[0].store_slice(&mut out[..16]);
@@ -207,7 +207,7 @@ impl<'a> Resampling<'a> {
                 let samples = self.turned[from..from + taps * ROWS].as_chunks::<ROWS>().0;
                 let mut sum = f32x16::splat(simd, 0.0);
                 for (column, &weight) in samples.iter().zip(weights) {
-                    sum = sum + f32x16::simd_from(simd, *column) * weight;
+                    sum += f32x16::simd_from(simd, *column) * weight;
                 }
                 (upper[x], lower[x]) = simd.split_f32x16(sum);
             }

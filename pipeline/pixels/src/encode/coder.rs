@@ -135,7 +135,7 @@ impl Writer {
     pub(super) fn finish(mut self) -> Vec<u8> {
         let used = 64 - self.free;
         self.bytes.resize(self.length + 16, 0);
-        let filled = if used == 0 { 0 } else { self.buffer << self.free | (1_u64 << self.free) - 1 };
+        let filled = if used == 0 { 0 } else { (self.buffer << self.free) | ((1_u64 << self.free) - 1) };
         for byte in filled.to_be_bytes().into_iter().take(used.div_ceil(8) as usize) {
             self.byte(byte);
         }
@@ -154,13 +154,13 @@ mod tests {
         writer.bytes.resize(200, 0);
         let mut wanted = String::new();
         for (bits, count) in
-            (0..60).map(|i: u32| (if i % 3 == 0 { !0 } else { i.wrapping_mul(0x9E37_79B9) }, i % 27 + 1))
+            (0..60).map(|i: u32| (if i.is_multiple_of(3) { !0 } else { i.wrapping_mul(0x9E37_79B9) }, i % 27 + 1))
         {
             let bits = bits & ((1 << count) - 1);
             writer.put(bits, count);
             wanted += &format!("{bits:0width$b}", width = count as usize);
         }
-        while wanted.len() % 8 != 0 {
+        while !wanted.len().is_multiple_of(8) {
             wanted.push('1');
         }
         let bytes =

@@ -144,7 +144,7 @@ mod tests {
     use crate::{Limits, container, decode_picture, jpeg};
 
     fn plane(width: usize, height: usize, seed: usize) -> Plane {
-        let sample = |i: usize| ((i * (seed + 3) / 7) as u8) ^ (i.wrapping_mul(0x9E37_79B9) >> 29) as u8 * 9;
+        let sample = |i: usize| ((i * (seed + 3) / 7) as u8) ^ ((i.wrapping_mul(0x9E37_79B9) >> 29) as u8 * 9);
         Plane { width, height, samples: (0..width * height).map(sample).collect() }
     }
 

@@ -68,7 +68,7 @@ pub(super) fn transform<S: Simd>(
     }
     let mut levels = inverse_dct(transposed(simd, inverse_dct(rows)));
     for level in &mut levels {
-        *level = *level + 128.0;
+        *level += 128.0;
     }
     for (y, row) in rounded_rows(simd, levels).iter().enumerate() {
         out[y * stride..][..8].copy_from_slice(row);
