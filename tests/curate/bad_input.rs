@@ -92,3 +92,13 @@ fn a_table_whose_pages_are_corrupt_stops_the_run_by_name() {
     world.curate(&[]).ends_with(2).says("a.parquet");
     assert!(!world.curated("index.json").exists());
 }
+
+/// The system's own folder stands in for a read-only one: nobody, root neither, may make files there.
+#[test]
+fn a_folder_where_nothing_can_be_written() {
+    let world = World::of_rows(3);
+    std::os::unix::fs::symlink("/sys/kernel", world.path("run/curated")).unwrap();
+    let output = world.curate(&[]).ends_with(1).says("run/curated/.lock");
+    assert!(output.stderr().contains("Permission denied"), "{}", output.stderr());
+    assert_eq!(world.server.requests(), 0);
+}
