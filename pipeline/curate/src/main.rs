@@ -52,10 +52,17 @@ fn main() -> ExitCode {
     console::start_log("error");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("curate: {error:#}");
-            ExitCode::from(error.downcast_ref::<curate::error::Error>().map_or(1, |e| e.exit_code()))
-        }
+        // The library's errors name their cause in their own line.
+        Err(error) => match error.downcast::<curate::error::Error>() {
+            Ok(error) => {
+                eprintln!("curate: {error}");
+                ExitCode::from(error.exit_code())
+            }
+            Err(error) => {
+                eprintln!("curate: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -45,10 +45,17 @@ fn main() -> ExitCode {
     console::start_log("info");
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pretrain: {error:#}");
-            error.downcast_ref::<Error>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
-        }
+        // The library's errors name their cause in their own line.
+        Err(error) => match error.downcast::<Error>() {
+            Ok(error) => {
+                eprintln!("pretrain: {error}");
+                ExitCode::from(error.exit_code())
+            }
+            Err(error) => {
+                eprintln!("pretrain: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
