@@ -19,7 +19,7 @@ results=$folder/results.txt
 timed() { name=$1; shift; /usr/bin/time -a -o "$results" -f "$name: %e s wall, %U s user, %S s system, %M KB" "$@"; }
 
 : > "$results"
-{ date -u +%F; grep -m1 'model name' /proc/cpuinfo; nproc --all; du -sk "$folder/www"; } >> "$results"
+{ date -u +%F; grep -m1 'model name' /proc/cpuinfo; nproc --all; (cd "$folder" && du -sk www); } >> "$results"
 for round in $(seq "$rounds"); do
     rm -rf "$folder/out"
     mkdir -p "$folder/out/square" "$folder/out/original"
