@@ -87,5 +87,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The exit code that tells a script what happened: 2 where what was asked for is wrong.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::OtherWorld { .. } | Error::NoWorld { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// Every function that can fail here fails with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

@@ -62,18 +62,7 @@ fn main() -> ExitCode {
     console::start_log("error");
     match run(Arguments::parse().command) {
         Ok(code) => code,
-        // The library's errors name their cause in their own line.
-        Err(error) => match error.downcast::<Error>() {
-            Ok(error) => {
-                eprintln!("demo-world: {error}");
-                let is_the_users = matches!(error, Error::OtherWorld { .. } | Error::NoWorld { .. });
-                if is_the_users { ExitCode::from(2) } else { ExitCode::FAILURE }
-            }
-            Err(error) => {
-                eprintln!("demo-world: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Err(error) => console::failure("demo-world", error, Error::exit_code),
     }
 }
 

@@ -1,7 +1,9 @@
-//! What every program says on its terminal and hears from it: log lines, and the wish to stop.
+//! What every program says on its terminal and hears from it: log lines, why it failed, and the wish to stop.
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::io::{self, IsTerminal};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -23,6 +25,25 @@ pub fn start_log(default: &str) {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
+}
+
+/// Says in one line why `program` failed. Its library's own errors, `E`, name their cause themselves and have exit codes
+/// of their own; any other is told with its causes and exits with 1.
+pub fn failure<E: Error + Send + Sync + 'static>(
+    program: &str,
+    error: anyhow::Error,
+    exit_code: impl FnOnce(&E) -> u8,
+) -> ExitCode {
+    match error.downcast::<E>() {
+        Ok(error) => {
+            eprintln!("{program}: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A flag that the first SIGINT or SIGTERM raises, for the program to save and leave; the second ends it at once, which

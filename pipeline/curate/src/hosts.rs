@@ -3,34 +3,40 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// Hosts that are counted one by one. Those met later are counted together, so that memory is bounded.
-const MOST: usize = 1 << 20;
 const OTHERS: &str = "(other hosts)";
 
-/// How many rows each host has.
-#[derive(Debug, Default)]
-pub struct Hosts(HashMap<String, u64>);
+/// A tally for each host. Those met after the first `bound` share one, so that memory is bounded.
+#[derive(Debug)]
+pub struct Hosts<T> {
+    bound: usize,
+    tallies: HashMap<String, T>,
+}
 
-impl Hosts {
-    /// Adds a row.
-    pub fn add(&mut self, host: &str) {
-        if let Some(rows) = self.0.get_mut(host) {
-            *rows += 1;
+impl<T: Default> Hosts<T> {
+    /// No hosts yet.
+    pub fn new(bound: usize) -> Self {
+        Self { bound, tallies: HashMap::new() }
+    }
+
+    /// Adds to the tally of a host.
+    pub fn add(&mut self, host: &str, add: impl FnOnce(&mut T)) {
+        if let Some(tally) = self.tallies.get_mut(host) {
+            add(tally);
         } else {
-            let name = if self.0.len() < MOST { host } else { OTHERS };
-            *self.0.entry(name.to_owned()).or_default() += 1;
+            let name = if self.tallies.len() < self.bound { host } else { OTHERS };
+            add(self.tallies.entry(name.to_owned()).or_default());
         }
     }
 
     /// The number of hosts.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.tallies.len()
     }
 
-    /// Those with most rows, the largest first.
-    pub fn largest(&self, most: usize) -> Vec<(&str, u64)> {
-        let mut hosts: Vec<_> = self.0.iter().map(|(host, rows)| (host.as_str(), *rows)).collect();
-        hosts.sort_unstable_by_key(|&(host, rows)| (Reverse(rows), host));
+    /// Those whose tallies hold most rows, the largest first.
+    pub fn largest(&self, most: usize, rows: impl Fn(&T) -> u64) -> Vec<(&str, &T)> {
+        let mut hosts: Vec<_> = self.tallies.iter().map(|(host, tally)| (host.as_str(), tally)).collect();
+        hosts.sort_unstable_by_key(|&(host, tally)| (Reverse(rows(tally)), host));
         hosts.truncate(most);
         hosts
     }

@@ -52,17 +52,7 @@ fn main() -> ExitCode {
     console::start_log("error");
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        // The library's errors name their cause in their own line.
-        Err(error) => match error.downcast::<curate::error::Error>() {
-            Ok(error) => {
-                eprintln!("curate: {error}");
-                ExitCode::from(error.exit_code())
-            }
-            Err(error) => {
-                eprintln!("curate: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Err(error) => console::failure("curate", error, curate::error::Error::exit_code),
     }
 }
 

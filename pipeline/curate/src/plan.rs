@@ -30,6 +30,8 @@ const ASSUMED: Assumptions =
 
 /// Hosts that are listed.
 const HOSTS: usize = 15;
+/// Hosts that are counted one by one.
+const COUNTED_HOSTS: usize = 1 << 20;
 
 /// What the tables came to.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Plan {
     pub requests: u64,
     /// Of the number columns that a filter looks at, by source and name.
     pub unusable: BTreeMap<(u16, String), Unusable>,
-    hosts: Hosts,
+    hosts: Hosts<u64>,
     claimed_pixels: f64,
     claimed_sizes: u64,
     recipe: Recipe,
@@ -59,7 +61,7 @@ pub fn plan(recipe: &Recipe, stop: &Stop) -> Result<Plan> {
         reasons: Counts::default(),
         requests: 0,
         unusable: BTreeMap::new(),
-        hosts: Hosts::default(),
+        hosts: Hosts::new(COUNTED_HOSTS),
         claimed_pixels: 0.0,
         claimed_sizes: 0,
         recipe: recipe.clone(),
@@ -74,7 +76,7 @@ pub fn plan(recipe: &Recipe, stop: &Stop) -> Result<Plan> {
             all.not_finite += found.not_finite;
         }
         for candidate in &batch.candidates {
-            plan.hosts.add(candidate.host());
+            plan.hosts.add(candidate.host(), |rows| *rows += 1);
             if let Some(size) = candidate.claimed {
                 plan.claimed_pixels += f64::from(size.width) * f64::from(size.height);
                 plan.claimed_sizes += 1;
@@ -99,7 +101,7 @@ impl Plan {
     /// The longest of: all requests at the recipe's concurrency, the largest host at its own, all decodes.
     fn hours(&self, cores: usize) -> f64 {
         let fetch = &self.recipe.fetch;
-        let largest = self.hosts.largest(1).first().map_or(0, |(_, rows)| *rows);
+        let largest = self.hosts.largest(1, |rows| *rows).first().map_or(0, |(_, rows)| **rows);
         let network = self.requests as f64 * ASSUMED.seconds_per_request / fetch.concurrency as f64;
         let one_host = largest as f64 * ASSUMED.seconds_per_request / fetch.per_host as f64;
         let pixels = self.requests as f64 / (ASSUMED.images_per_core_second * cores as f64);
@@ -123,7 +125,7 @@ impl fmt::Display for Plan {
             share(self.requests),
             self.hosts.count()
         )?;
-        for (host, rows) in self.hosts.largest(HOSTS) {
+        for (host, &rows) in self.hosts.largest(HOSTS, |rows| *rows) {
             writeln!(f, "{rows:>14} {:>7.3}%  {host}", 100.0 * rows as f64 / self.requests.max(1) as f64)?;
         }
         for ((source, column), Unusable { null, not_finite }) in &self.unusable {

@@ -11,6 +11,7 @@ use html_escape::encode_text;
 use pixels::{Anchor, Limits};
 use shards::atomic::write_atomic;
 
+use crate::counts::Counts;
 use crate::error::Result;
 use crate::folder::Totals;
 use crate::ledger::Ledger;
@@ -171,7 +172,7 @@ fn number(value: f64) -> String {
 }
 
 fn hosts(html: &mut String, survey: &Survey) {
-    let hosts = survey.failing_hosts(HOSTS);
+    let hosts = survey.failures_by_host.largest(HOSTS, Counts::total);
     if hosts.is_empty() {
         return;
     }

@@ -45,17 +45,7 @@ fn main() -> ExitCode {
     console::start_log("info");
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        // The library's errors name their cause in their own line.
-        Err(error) => match error.downcast::<Error>() {
-            Ok(error) => {
-                eprintln!("pretrain: {error}");
-                ExitCode::from(error.exit_code())
-            }
-            Err(error) => {
-                eprintln!("pretrain: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Err(error) => console::failure("pretrain", error, Error::exit_code),
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use shards::ContentHash;
 
 use crate::counts::Counts;
+use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::reason::Reason;
 use crate::recipe::{Recipe, SharpnessRules};
@@ -16,9 +17,8 @@ use crate::score::Score;
 /// Repeated contents that are told, and how many rows one of them has at least.
 const CONTENTS: usize = 8;
 const REPEATED: u64 = 3;
-/// Hosts whose failures are counted one by one. Those met later are counted together, so that memory is bounded.
+/// Hosts whose failures are counted one by one.
 const HOSTS: usize = 1 << 18;
-const OTHER_HOSTS: &str = "(other hosts)";
 /// Thumbnails of each kind.
 const PICTURES: usize = 8;
 
@@ -28,7 +28,7 @@ pub struct Survey {
     /// One for each quantity, with the thresholds that the recipe sets on it.
     pub histograms: Vec<Histogram>,
     /// Rows that failed to be fetched, by host.
-    failures_by_host: HashMap<String, Counts>,
+    pub failures_by_host: Hosts<Counts>,
     /// By source.
     pub sizes: BTreeMap<u16, ClaimedSizes>,
     rules: SharpnessRules,
@@ -188,7 +188,7 @@ impl Survey {
         });
         Survey {
             histograms: histograms.collect(),
-            failures_by_host: HashMap::new(),
+            failures_by_host: Hosts::new(HOSTS),
             sizes: BTreeMap::new(),
             contents: HashMap::new(),
             nearest: Vec::new(),
@@ -204,10 +204,7 @@ impl Survey {
         if let Verdict::Rejected(rejection) = &entry.verdict
             && matches!(rejection.reason, Reason::Fetch(_))
         {
-            let host = candidate.host();
-            let known = self.failures_by_host.contains_key(host) || self.failures_by_host.len() < HOSTS;
-            let name = if known { host } else { OTHER_HOSTS };
-            self.failures_by_host.entry(name.to_owned()).or_default().add(rejection.reason, 1);
+            self.failures_by_host.add(candidate.host(), |failures| failures.add(rejection.reason, 1));
         }
         let Answer::Image(measured) = &entry.record.answer else { return };
         for histogram in &mut self.histograms {
@@ -219,8 +216,6 @@ impl Survey {
                 }
             }
         }
-        let real = measured.size;
-        // Tables were made without a look at EXIF: an image that lies on its side has both sizes by right.
         if let (Verdict::Rejected(rejection), Some(thumbnail), Some(pixels)) =
             (&entry.verdict, &measured.thumbnail, measured.pixels)
             && matches!(rejection.reason, Reason::Image(_))
@@ -244,6 +239,8 @@ impl Survey {
         });
         content.rows += 1;
         content.kept += u64::from(matches!(entry.verdict, Verdict::Kept { .. }));
+        let real = measured.size;
+        // Tables were made without a look at EXIF: an image that lies on its side has both sizes by right.
         if let Some(claimed) = candidate.claimed.filter(|_| measured.orientation < 5 && real.width != real.height) {
             let sizes = self.sizes.entry(candidate.key.source).or_default();
             sizes.images += 1;
@@ -264,14 +261,6 @@ impl Survey {
 }
 
 impl Survey {
-    /// The hosts with most failures, most first, and their failures by class.
-    pub fn failing_hosts(&self, most: usize) -> Vec<(&str, &Counts)> {
-        let mut hosts: Vec<_> = self.failures_by_host.iter().map(|(host, counts)| (host.as_str(), counts)).collect();
-        hosts.sort_by_key(|&(host, counts)| (Reverse(counts.total()), host));
-        hosts.truncate(most);
-        hosts
-    }
-
     /// The contents that most rows brought, most first.
     pub fn repeated_contents(&self) -> Vec<&Content> {
         let mut repeated: Vec<_> = self.contents.values().filter(|content| content.rows >= REPEATED).collect();
