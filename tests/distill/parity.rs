@@ -9,7 +9,7 @@ use nn::{Adapters, Weights};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use trainer::adapters::{TARGETS, by_layer};
-use trainer::condition::Condition;
+use trainer::condition::{Condition, NullPrompt};
 use trainer::discriminator::{Discriminator, DiscriminatorWeights, HeadShape, HeadWeights};
 use trainer::draw::{Draw, Look};
 use trainer::flow::{Flow, Formulation, Timestep};
@@ -132,6 +132,7 @@ fn setting(case: &Case, recompute: Recompute) -> Setting {
         formulation: Formulation::Epsilon,
         steps: case.teacher_steps,
         guidance_scale: case.guidance,
+        null_prompt: NullPrompt::Zeros,
     };
     let critic = case.conditional.map(|conditional| {
         let shape = HeadShape::of(&config(), 8, conditional);
@@ -283,8 +284,14 @@ fn teacher_trajectories_are_ddims() {
     for Trajectory { steps, points } in fixtures().trajectories {
         let (net, params) = unet("teacher.");
         params.set_requires_grad(false);
-        let teacher =
-            Teacher { unet: net, kind: Kind::Float, formulation: Formulation::Epsilon, steps, guidance_scale: 1.0 };
+        let teacher = Teacher {
+            unet: net,
+            kind: Kind::Float,
+            formulation: Formulation::Epsilon,
+            steps,
+            guidance_scale: 1.0,
+            null_prompt: NullPrompt::Zeros,
+        };
         let flow = Flow::sdxl();
         let noise = hashed::tensor("walk.noise", &[BATCH, 4, 8, 8], 1.0);
         let (from, to) = (vec![flow.last(); 2], vec![Timestep::DATA; 2]);
@@ -312,6 +319,7 @@ fn a_student_equal_to_its_teacher_has_no_loss() {
         formulation: Formulation::Epsilon,
         steps: 2,
         guidance_scale: 1.0,
+        null_prompt: NullPrompt::Zeros,
     };
     let (batch, draw) = inputs(case, "one");
     let _no_grad = tch::no_grad_guard();

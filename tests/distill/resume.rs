@@ -3,6 +3,8 @@
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use trainer::distill::metrics;
+
 use crate::world::{World, head, phase, stderr, two_phases};
 
 /// Waits until a stage has recorded an iteration, then sends a signal.
@@ -87,6 +89,12 @@ fn an_asked_for_stop_saves_and_resumes_exactly() {
     }
     interrupted.distill_well("4to2");
     assert_same(&straight, &interrupted, &["4to2"]);
+    // Half an iteration done before a stop is recorded with the half done after it.
+    let losses = |world: &World| -> Vec<Option<f64>> {
+        let recorded = metrics::read(&world.stage("4to2").join("metrics.jsonl")).unwrap();
+        recorded.into_iter().map(|metrics| Some(metrics.discriminator?.loss)).collect()
+    };
+    assert_eq!(losses(&straight), losses(&interrupted));
 }
 
 /// What a name stands for is written once: a kill while it is replaced would leave a run with nothing.

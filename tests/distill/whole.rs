@@ -4,6 +4,9 @@ use std::path::Path;
 
 use nn::Weights;
 use tch::{Device, Kind};
+use trainer::flow::Formulation;
+use trainer::model::ModelFolder;
+use trainer::schedulers::PredictionType;
 
 use crate::world::{World, head, phase, stderr, two_phases};
 
@@ -61,6 +64,63 @@ fn a_stage_publishes_what_users_load_and_is_done_once() {
     assert!(again.status.success());
     assert!(String::from_utf8_lossy(&again.stdout).contains("was done before"));
     assert_eq!(world.results("4to2"), before);
+}
+
+/// What a finished stage was made from is compared, as it is for one in progress.
+#[test]
+fn a_finished_stage_of_another_recipe_or_teacher_is_refused() {
+    let recipe = two_phases(("base", 4), 2, 1);
+    let world = World::new(&[("4to2", recipe.clone())]);
+    world.distill_well("4to2");
+    let refused = |difference: &str| {
+        let output = world.distill("4to2");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("4to2/export belongs to another run") && said.contains(difference), "{said}");
+    };
+    world.write_stage("4to2", &recipe.replace("seed = 3", "seed = 4"));
+    refused("recipe");
+    // How a run is watched does not matter to what it makes.
+    world.write_stage("4to2", &recipe.replace("samples = 2", "samples = 1"));
+    assert!(String::from_utf8_lossy(&world.distill("4to2").stdout).contains("was done before"));
+    let scheduler = world.base().join("scheduler/scheduler_config.json");
+    let other = std::fs::read_to_string(&scheduler).unwrap().replace("0.012", "0.011");
+    std::fs::write(&scheduler, other).unwrap();
+    refused("base");
+}
+
+/// A base model's own noise schedule and formulation come through to the student's.
+#[test]
+fn students_are_published_with_their_bases_schedule() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("mse", "mse", "full", 1, ""))]);
+    let scheduler = world.base().join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&scheduler).unwrap();
+    let other = text.replace("0.012", "0.011").replace("\"epsilon\"", "\"sample\"");
+    std::fs::write(&scheduler, other).unwrap();
+    world.distill_well("4to2");
+    let export = world.stage("4to2").join("export");
+    let published = ModelFolder::open(&export).unwrap();
+    let base = ModelFolder::open(&world.base()).unwrap();
+    assert_eq!(published.scheduler, base.scheduler.distilled(PredictionType::Sample));
+    assert_eq!(published.formulation, Formulation::Sample);
+    assert!(export.join("sdxl_lightning_2step_unet_x0.safetensors").is_file());
+}
+
+/// Guidance leads away from zeros, or from the empty prompt's embeddings where the base model's pipeline says so.
+#[test]
+fn guidance_leads_away_from_the_base_models_null_prompt() {
+    let recipe = head(("base", 4), 2, "") + &phase("mse", "mse", "full", 1, "guidance_scale = 3.0");
+    let student = |null: Option<f32>| {
+        let world = World::new(&[("4to2", recipe.clone())]);
+        if let Some(value) = null {
+            world.embed_the_empty_prompt(value);
+        }
+        world.distill_well("4to2");
+        world.results("4to2")
+    };
+    let zeros = student(None);
+    assert_eq!(student(Some(0.0))[0], zeros[0], "an empty prompt of zeros is no other than zeros");
+    assert_ne!(student(Some(0.5))[0], zeros[0]);
 }
 
 /// A stage changes what it trains: the student is no longer the teacher, and a LoRA is not zero.

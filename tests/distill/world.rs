@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use encode::ModelManifest;
-use encode::cache::{Array, Conditioning, FORMAT, LatentIndex, LatentSample, LatentTotals, VERSION};
+use encode::cache::{Array, Conditioning, FORMAT, LatentIndex, LatentSample, LatentTotals, Unconditional, VERSION};
 use half::f16;
 use shards::{ContentHash, ShardWriter};
 use tch::Tensor;
@@ -118,6 +118,22 @@ impl World {
             totals: LatentTotals::default(),
         };
         index.publish(&folder).unwrap();
+    }
+
+    /// Has the base model's pipeline embed empty prompts, as `value` in all places.
+    pub fn embed_the_empty_prompt(&self, value: f32) {
+        let index = self.base().join("model_index.json");
+        let mut settings: serde_json::Value = shards::atomic::read_json(&index).unwrap();
+        settings["force_zeros_for_empty_prompt"] = false.into();
+        shards::atomic::write_json(&index, &settings).unwrap();
+        let array = |shape: &[usize]| Array {
+            shape: shape.to_vec(),
+            values: vec![f16::from_f32(value); shape.iter().product()],
+        };
+        let (context, pooled) = self.widths;
+        let empty = Unconditional { prompt_embeds: array(&[TOKENS, context]), pooled_prompt_embeds: array(&[pooled]) };
+        empty.publish(&self.run().join("latents")).unwrap();
+        self.write_latents(SIDE);
     }
 
     pub fn command(&self, stage: &str) -> Command {

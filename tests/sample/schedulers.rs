@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use tch::{Kind, Tensor};
-use trainer::schedulers::{PredictionType, Scheduler, SchedulerConfig, trailing_timesteps};
+use trainer::schedulers::{Algorithm, PredictionType, Scheduler, SchedulerConfig, TimestepSpacing, trailing_timesteps};
 
 #[derive(Deserialize)]
 struct Fixtures {
@@ -104,9 +104,19 @@ fn a_written_configuration_reads_back() {
         let config = SchedulerConfig::from_json(&run.config.to_string()).unwrap();
         assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
     }
-    let published = SchedulerConfig::sdxl_trailing(PredictionType::Sample).to_json();
-    let expected = SchedulerConfig::sdxl_trailing(PredictionType::Sample);
-    assert_eq!(SchedulerConfig::from_json(&published).unwrap(), expected);
+}
+
+/// A student keeps its base's noise schedule, whatever that is.
+#[test]
+fn what_students_are_sampled_with_is_eulers_method_on_the_bases_schedule() {
+    for run in fixtures().runs {
+        let base = SchedulerConfig::from_json(&run.config.to_string()).unwrap();
+        let student = base.distilled(PredictionType::Sample);
+        assert_eq!(SchedulerConfig::from_json(&student.to_json()).unwrap(), student);
+        assert_eq!((student.betas, student.num_train_timesteps), (base.betas, base.num_train_timesteps));
+        assert_eq!((student.algorithm, student.timestep_spacing), (Algorithm::Euler, TimestepSpacing::Trailing));
+        assert_eq!(student.prediction_type, PredictionType::Sample);
+    }
 }
 
 #[test]
@@ -124,7 +134,7 @@ fn what_would_change_the_result_is_refused_by_name() {
 
 #[test]
 fn impossible_step_counts_are_refused() {
-    let euler = Scheduler::new(SchedulerConfig::sdxl_trailing(PredictionType::Epsilon));
+    let euler = Scheduler::new(SchedulerConfig::from_json(r#"{"_class_name": "EulerDiscreteScheduler"}"#).unwrap());
     assert!(euler.steps(0).is_err());
     assert!(euler.steps(1001).is_err());
     let lcm = SchedulerConfig::from_json(r#"{"_class_name": "LCMScheduler"}"#).unwrap();

@@ -1,6 +1,6 @@
 //! What a network is told beside the sample and the timestep.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Text and micro-conditioning of a batch, as SDXL's UNet takes them.
 #[derive(Debug)]
@@ -13,14 +13,44 @@ pub struct Condition {
     pub time_ids: Tensor,
 }
 
-impl Condition {
-    /// The null prompt: SDXL's is zeros, with the same time ids.
-    pub fn null(&self) -> Condition {
-        Condition {
-            prompt_embeds: self.prompt_embeds.zeros_like(),
-            pooled: self.pooled.zeros_like(),
-            time_ids: self.time_ids.shallow_clone(),
+/// What classifier-free guidance leads away from.
+#[derive(Debug)]
+pub enum NullPrompt {
+    /// Zeros in the shapes of a prompt, as SDXL was trained.
+    Zeros,
+    /// The embeddings of an empty prompt, for models whose index says `force_zeros_for_empty_prompt: false`.
+    Embedded {
+        /// `[tokens, width]`
+        prompt_embeds: Tensor,
+        /// `[pooled]`
+        pooled: Tensor,
+    },
+}
+
+impl NullPrompt {
+    /// The same on `device`, in FP32.
+    #[must_use]
+    pub fn to_device(&self, device: Device) -> NullPrompt {
+        let moved = |tensor: &Tensor| tensor.to_device(device).to_kind(Kind::Float);
+        match self {
+            NullPrompt::Zeros => NullPrompt::Zeros,
+            NullPrompt::Embedded { prompt_embeds, pooled } => {
+                NullPrompt::Embedded { prompt_embeds: moved(prompt_embeds), pooled: moved(pooled) }
+            }
         }
+    }
+}
+
+impl Condition {
+    /// The same with the null prompt in place of each sample's own.
+    pub fn null(&self, prompt: &NullPrompt) -> Condition {
+        let (prompt_embeds, pooled) = match prompt {
+            NullPrompt::Zeros => (self.prompt_embeds.zeros_like(), self.pooled.zeros_like()),
+            NullPrompt::Embedded { prompt_embeds, pooled } => {
+                (prompt_embeds.expand_as(&self.prompt_embeds), pooled.expand_as(&self.pooled))
+            }
+        };
+        Condition { prompt_embeds, pooled, time_ids: self.time_ids.shallow_clone() }
     }
 
     /// This batch `times` over, one after the other.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nn::{Params, Weights};
-use shards::ContentHash;
+use shards::{ContentHash, Fingerprint};
 use tch::{Device, Kind, Tensor};
 
 use crate::flow::{Flow, Formulation};
@@ -24,6 +24,8 @@ pub struct ModelFolder {
     pub unet: UNetConfig,
     /// `unet/config.json` as it is written.
     pub unet_json: String,
+    /// Its sampler's settings.
+    pub scheduler: SchedulerConfig,
     /// What the UNet predicts.
     pub formulation: Formulation,
     /// The noise schedule.
@@ -49,8 +51,8 @@ impl ModelFolder {
             }
         };
         let noise = Scheduler::new(scheduler).noise().clone();
-        let alpha_bars = (0..noise.num_train_timesteps()).map(|t| noise.alpha_cumprod(t));
-        Ok(ModelFolder { path: path.to_owned(), unet, unet_json, formulation, flow: Flow::from_alpha_bars(alpha_bars) })
+        let flow = Flow::from_alpha_bars((0..noise.num_train_timesteps()).map(|t| noise.alpha_cumprod(t)));
+        Ok(ModelFolder { path: path.to_owned(), unet, unet_json, scheduler, formulation, flow })
     }
 
     /// Refuses a model whose UNet has another shape than `base`'s.
@@ -84,20 +86,12 @@ impl ModelFolder {
         weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect()
     }
 
-    /// The hash of the UNet's weights.
+    /// One hash over everything that the UNet's answers and its flow follow from: weights, `unet/config.json` and the
+    /// scheduler's settings as they are understood.
     pub fn hash(&self) -> Result<ContentHash> {
-        let folder = self.path.join("unet");
-        let entries = std::fs::read_dir(&folder).map_err(Error::io("read the folder", &folder))?;
-        let mut files = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(Error::io("read the folder", &folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "safetensors") {
-                files.push(path);
-            }
-        }
-        files.sort();
-        let hashes = files.iter().map(ContentHash::of_file).collect::<shards::Result<Vec<_>>>()?;
-        let bytes: Vec<u8> = hashes.iter().flat_map(|hash| *hash.as_bytes()).collect();
-        Ok(ContentHash::of(&bytes))
+        let parts = Fingerprint::new()
+            .with("unet", encode::network_hash(&self.path.join("unet"), UNET_STEM)?)
+            .with("scheduler", ContentHash::of(self.scheduler.to_json().as_bytes()));
+        Ok(parts.digest())
     }
 }

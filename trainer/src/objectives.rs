@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::condition::Condition;
+use crate::condition::{Condition, NullPrompt};
 use crate::discriminator::Discriminator;
 use crate::draw::Draw;
 use crate::flow::{Flow, Formulation, Timestep, model_timesteps};
@@ -35,6 +35,8 @@ pub struct Teacher {
     pub steps: u32,
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance_scale: f64,
+    /// What guidance leads away from.
+    pub null_prompt: NullPrompt,
 }
 
 /// The network that learns.
@@ -69,7 +71,7 @@ impl Teacher {
             self.kind,
             &Tensor::cat(&[x_t, x_t], 0),
             &t.repeat(2),
-            &condition.null().and(condition),
+            &condition.null(&self.null_prompt).and(condition),
         );
         let halves = both.chunk(2, 0);
         &halves[0] + (&halves[1] - &halves[0]) * self.guidance_scale

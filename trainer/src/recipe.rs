@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Flow, Timestep};
+use crate::flow::{Flow, Formulation, Timestep};
 
 /// What is wrong with a recipe, in words for its author.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,7 +137,7 @@ pub struct Phase {
     pub guidance_scale: f64,
     /// Updates.
     pub iterations: u64,
-    /// Learning rate of the student. Zero where the discriminator alone learns, at its own rate.
+    /// Learning rate of the student.
     pub learning_rate: f64,
     /// Learning rate of the discriminator, where it is not the student's, as it is in the paper: with small batches and
     /// few updates it has to be far ahead to tell the student anything (two time scales, Heusel et al. 2017).
@@ -319,9 +319,14 @@ impl Stage {
         }
     }
 
-    /// Whether the exported student predicts data rather than noise.
+    /// Whether the stage makes a student that predicts data of a teacher that predicts noise.
     pub fn predicts_data(&self) -> bool {
         self.phases.iter().any(|phase| phase.objective == Objective::X0Conversion)
+    }
+
+    /// What the student of such a teacher predicts.
+    pub fn student_formulation(&self, teacher: Formulation) -> Formulation {
+        if self.predicts_data() { Formulation::Sample } else { teacher }
     }
 
     fn validate(&self, flow: &Flow) -> Result<(), RecipeError> {
@@ -449,13 +454,13 @@ impl Stage {
         if phase.iterations == 0 {
             return refuse("iterations is zero");
         }
-        let positive = |rate: f64| rate > 0.0 && rate.is_finite();
-        if phase.discriminator_learning_rate.is_some_and(|rate| !positive(rate)) {
-            return refuse("discriminator_learning_rate has to be positive");
-        }
-        let rests = phase.learning_rate == 0.0 && phase.discriminator_learning_rate.is_some();
-        if !positive(phase.learning_rate) && !rests {
-            return refuse("learning_rate has to be positive; zero is for phases with a discriminator_learning_rate");
+        for (key, rate) in [
+            ("learning_rate", Some(phase.learning_rate)),
+            ("discriminator_learning_rate", phase.discriminator_learning_rate),
+        ] {
+            if rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+                return refuse(format!("{key} has to be positive"));
+            }
         }
         if phase.discriminator_learning_rate.is_some() && !phase.objective.is_adversarial() {
             return refuse("discriminator_learning_rate, but no discriminator");

@@ -48,18 +48,21 @@ pub fn model_fingerprint(manifest: &ModelManifest) -> Result<Fingerprint> {
         recipe: Shaping { shape, crop, latents, seed: *seed },
     };
     let transform = serde_json::to_vec(&transform).expect("numbers and names have a JSON form");
-    let base = &manifest.base;
-    Ok(Fingerprint::new()
-        .with("vae", network(&base.join("vae"), "diffusion_pytorch_model")?)
-        .with("text_encoder", network(&base.join("text_encoder"), "model")?)
-        .with("text_encoder_2", network(&base.join("text_encoder_2"), "model")?)
-        .with("tokenizer", tokenizer(&base.join("tokenizer"))?)
-        .with("tokenizer_2", tokenizer(&base.join("tokenizer_2"))?)
-        .with("transform", ContentHash::of(&transform)))
+    Ok(surroundings_fingerprint(&manifest.base)?.with("transform", ContentHash::of(&transform)))
 }
 
-/// The config and the files of weights that would be loaded.
-fn network(folder: &Path, stem: &str) -> Result<ContentHash> {
+/// The parts of a model in diffusers' layout on either side of its UNet.
+pub fn surroundings_fingerprint(model: &Path) -> Result<Fingerprint> {
+    Ok(Fingerprint::new()
+        .with("vae", network_hash(&model.join("vae"), "diffusion_pytorch_model")?)
+        .with("text_encoder", network_hash(&model.join("text_encoder"), "model")?)
+        .with("text_encoder_2", network_hash(&model.join("text_encoder_2"), "model")?)
+        .with("tokenizer", tokenizer(&model.join("tokenizer"))?)
+        .with("tokenizer_2", tokenizer(&model.join("tokenizer_2"))?))
+}
+
+/// One hash over a network's `config.json` and the files of weights that would be loaded.
+pub fn network_hash(folder: &Path, stem: &str) -> Result<ContentHash> {
     let config = folder.join("config.json");
     let weights = Weights::open_folder(folder, stem)?;
     files(std::iter::once(config.as_path()).chain(weights.files().iter().map(|path| path.as_path())))

@@ -21,7 +21,7 @@ pub use base::model_folder;
 pub use clip::{ClipLayer, ClipLayerConfig, ClipTextModel, ClipTextModelWithProjection, TextStates};
 pub use config::{ClipTextConfig, VaeConfig};
 pub use error::{Error, Result};
-pub use fingerprint::model_fingerprint;
+pub use fingerprint::{model_fingerprint, network_hash, surroundings_fingerprint};
 pub use manifest::{Dtype, ModelManifest};
 pub use prompt::{PromptEmbeddings, TextEncoders, TokenizedCaption, Tokenizers};
 pub use run::{Outcome, Work, encode_latents};

@@ -19,6 +19,7 @@ use shards::atomic::{read_json, sync_folder_of, write_json};
 use shards::{ContentHash, Fingerprint};
 use tch::{Device, Kind, Tensor};
 
+use super::metrics::DiscriminatorMetrics;
 use super::phase::{Carried, CarriedStudent, Networks};
 use crate::recipe::{Stage, Trains};
 use crate::{Error, Result};
@@ -68,6 +69,9 @@ struct State {
     position: Position,
     student_updates: u64,
     discriminator_updates: u64,
+    /// What the discriminator's half of the next iteration reported, where it is done.
+    #[serde(default)]
+    discriminator: Option<DiscriminatorMetrics>,
     files: BTreeMap<String, ContentHash>,
 }
 
@@ -75,6 +79,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Saved {
     pub position: Position,
+    /// What the discriminator's half of the next iteration reported, where it is done.
+    pub discriminator_metrics: Option<DiscriminatorMetrics>,
     student: BTreeMap<String, Tensor>,
     student_updates: u64,
     discriminator: Option<BTreeMap<String, Tensor>>,
@@ -115,7 +121,7 @@ fn masters(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
 pub(super) fn save(
     folder: &Path,
     fingerprint: &Fingerprint,
-    position: Position,
+    (position, discriminator_metrics): (Position, Option<&DiscriminatorMetrics>),
     networks: &Networks,
     keep: usize,
 ) -> Result<()> {
@@ -150,6 +156,7 @@ pub(super) fn save(
         position,
         student_updates,
         discriminator_updates,
+        discriminator: discriminator_metrics.cloned(),
         files,
     };
     write_json(temporary.join(STATE), &state)?;
@@ -218,6 +225,7 @@ fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
         load(STUDENT)?.ok_or_else(|| Error::Document { path: path.join(STATE), reason: "names no student".into() })?;
     let saved = Saved {
         position: state.position,
+        discriminator_metrics: state.discriminator,
         student,
         student_updates: state.student_updates,
         discriminator: load(DISCRIMINATOR)?,

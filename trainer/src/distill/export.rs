@@ -14,12 +14,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use shards::Fingerprint;
 use shards::atomic::{read_json, sync_folder_of, write_atomic, write_json};
 use tch::{Kind, Tensor};
 
 use super::metrics::{self, Metrics};
 use super::paths::StagePaths;
 use super::phase::Sources;
+use crate::flow::Formulation;
 use crate::model::UNET_STEM;
 use crate::recipe::{Objective, Stage};
 use crate::schedulers::{PredictionType, SchedulerConfig};
@@ -28,6 +30,8 @@ use crate::{Error, Result};
 /// Parts of a pipeline that distillation leaves as they are.
 const UNTOUCHED: [&str; 5] = ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"];
 const INDEX: &str = "model_index.json";
+const LINEAGE: &str = "lineage.json";
+const MADE_FROM: &str = "made_from";
 
 /// Publishes a student's FP32 weights as FP16 with all that goes with them.
 pub(super) fn publish(
@@ -52,20 +56,27 @@ pub(super) fn publish(
     let file = unet.join(format!("{UNET_STEM}.safetensors"));
     nn::save(&file, halves.iter().map(|(name, tensor)| (*name, tensor)), &[])?;
     write_atomic(unet.join("config.json"), sources.teacher.unet_json.as_bytes())?;
-    let prediction = if stage.predicts_data() { PredictionType::Sample } else { PredictionType::Epsilon };
-    let scheduler = SchedulerConfig::sdxl_trailing(prediction).to_json();
-    write_atomic(export.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
+    let scheduler = scheduler(stage, sources);
+    write_atomic(export.join("scheduler/scheduler_config.json"), scheduler.to_json().as_bytes())?;
 
     let name = |part: &str| export.join(format!("{}_{part}.safetensors", released_name(stage)));
-    link(&file, &name(if stage.predicts_data() { "unet_x0" } else { "unet" }))?;
+    link(&file, &name(if scheduler.prediction_type == PredictionType::Sample { "unet_x0" } else { "unet" }))?;
     if paths.adapters().is_file() {
         link(&paths.adapters(), &name("lora"))?;
     }
     let recorded = metrics::read(&paths.metrics())?;
-    write_atomic(export.join("README.md"), card(stage, &recorded, lineage).as_bytes())?;
-    write_json(export.join("lineage.json"), lineage)?;
+    write_atomic(export.join("README.md"), card(stage, scheduler.prediction_type, &recorded, lineage).as_bytes())?;
+    write_json(export.join(LINEAGE), lineage)?;
     write_json(export.join(INDEX), &index(&sources.base.path)?)?;
     Ok(())
+}
+
+/// What the student is sampled with.
+fn scheduler(stage: &Stage, sources: &Sources) -> SchedulerConfig {
+    sources.base.scheduler.distilled(match stage.student_formulation(sources.teacher.formulation) {
+        Formulation::Epsilon => PredictionType::Epsilon,
+        Formulation::Sample => PredictionType::Sample,
+    })
 }
 
 /// As the released files are called: `sdxl_lightning_4step`.
@@ -81,23 +92,41 @@ fn index(base: &Path) -> Result<Value> {
 }
 
 /// Where the model comes from, down to the curated rows.
-pub(super) fn lineage(stage: &Stage, sources: &Sources, latents: &Path, run: &Path) -> Result<Value> {
+pub(super) fn lineage(
+    stage: &Stage,
+    sources: &Sources,
+    (made_from, latents, run): (&Fingerprint, &Path, &Path),
+) -> Result<Value> {
     let of = |path: PathBuf| -> Result<Value> { if path.is_file() { Ok(read_json(path)?) } else { Ok(Value::Null) } };
     let fingerprint = |index: Value| index.get("fingerprint").cloned().unwrap_or(Value::Null);
     Ok(json!({
         "stage": stage,
+        MADE_FROM: made_from,
         "base_unet": sources.base.hash()?,
         "teacher_unet": sources.teacher.hash()?,
-        "teacher": of(sources.teacher.path.join("lineage.json"))?,
+        "teacher": of(sources.teacher.path.join(LINEAGE))?,
         "latents": fingerprint(of(latents.join("index.json"))?),
         "curated": fingerprint(of(run.join("curated/index.json"))?),
     }))
 }
 
+/// Refuses a finished export of another recipe, teacher, base model or data set.
+pub(super) fn check_made_from(export: &Path, current: &Fingerprint) -> Result<()> {
+    let path = export.join(LINEAGE);
+    let mut lineage: Value = read_json(&path)?;
+    let recorded: Fingerprint = serde_json::from_value(lineage[MADE_FROM].take())
+        .map_err(|error| Error::Document { path, reason: format!("{MADE_FROM}: {error}") })?;
+    let differences: Vec<String> = recorded.difference(current).iter().map(ToString::to_string).collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Stale { path: export.to_owned(), difference: differences.join(", ") })
+}
+
 /// The model card.
-fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
+fn card(stage: &Stage, prediction: PredictionType, recorded: &[Metrics], lineage: &Value) -> String {
     let steps = stage.student_steps;
-    let prediction = if stage.predicts_data() { "sample" } else { "epsilon" };
+    let prediction = json!(prediction);
     let released = released_name(stage);
     let mut card = format!(
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [sdxl, distillation, sdxl-lightning]\n---\n\
@@ -107,7 +136,7 @@ fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
          pipeline = StableDiffusionXLPipeline.from_pretrained(\"PATH/TO/THIS/FOLDER\")\n\
          image = pipeline(\"a prompt\", num_inference_steps={steps}, guidance_scale=0).images[0]\n```\n\n\
          Take exactly {steps} step{} with guidance 0: `EulerDiscreteScheduler`, `timestep_spacing=\"trailing\"`, \
-         `prediction_type=\"{prediction}\"`, as in `scheduler/`.\n\n\
+         `prediction_type={prediction}`, as in `scheduler/`.\n\n\
          | file | for |\n|---|---|\n| this folder | diffusers |\n| `{released}_unet*.safetensors` | the UNet alone |\n",
         stage.name,
         stage.teacher.steps,

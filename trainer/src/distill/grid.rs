@@ -23,7 +23,7 @@ pub(super) struct Grid {
     noise: Tensor,
     /// Captions, one for each column.
     pub captions: Vec<String>,
-    /// The teacher's row, drawn once.
+    /// The teacher's row, drawn once in a phase.
     teacher: Option<Vec<RgbImage>>,
 }
 
@@ -41,6 +41,11 @@ impl Grid {
         let [channels, height, width] = latent;
         let noise = sample_noise(seed, &[captions.len() as i64, channels, height, width]).to_device(device);
         Ok(Grid { vae, condition, noise, captions, teacher: None })
+    }
+
+    /// Has the teacher's row drawn again: another phase may follow another teacher.
+    pub fn forget_teacher(&mut self) {
+        self.teacher = None;
     }
 
     /// Draws the student's row below the teacher's and publishes the picture.

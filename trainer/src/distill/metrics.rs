@@ -30,7 +30,7 @@ pub struct Metrics {
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// The discriminator's part of an iteration; none where this process did not do its half.
+/// The discriminator's part of an iteration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiscriminatorMetrics {
     /// Its loss, a mean over the batch; 2 ln 2 where it cannot tell.
@@ -41,10 +41,10 @@ pub struct DiscriminatorMetrics {
     pub real_mean: f64,
     /// Mean logit of the student's points.
     pub fake_mean: f64,
-    /// Logits of the teacher's points, for histograms.
+    /// Logits of the teacher's points, for histograms; none where another process did this half.
     #[serde(skip)]
     pub real: Vec<f64>,
-    /// Logits of the student's points, for histograms.
+    /// Logits of the student's points, likewise.
     #[serde(skip)]
     pub fake: Vec<f64>,
 }
@@ -84,7 +84,8 @@ impl Recorder {
             scalars.push(("discriminator/real_mean", discriminator.real_mean));
             scalars.push(("discriminator/fake_mean", discriminator.fake_mean));
             scalars.extend(discriminator.gradient_norm.map(|norm| ("discriminator/gradient_norm", norm)));
-            if self.histograms_every > 0 && metrics.iteration.is_multiple_of(self.histograms_every) {
+            let due = self.histograms_every > 0 && metrics.iteration.is_multiple_of(self.histograms_every);
+            if due && !discriminator.real.is_empty() {
                 self.events.histogram(metrics.iteration, "discriminator/real", &discriminator.real)?;
                 self.events.histogram(metrics.iteration, "discriminator/fake", &discriminator.fake)?;
             }

@@ -7,6 +7,7 @@ use nn::{Adapters, Params, Weights};
 use tch::{Device, Kind, Tensor};
 
 use crate::adapters;
+use crate::condition::NullPrompt;
 use crate::discriminator::{Discriminator, DiscriminatorWeights, HeadShape, HeadWeights};
 use crate::flow::Formulation;
 use crate::model::ModelFolder;
@@ -25,6 +26,8 @@ pub(super) struct Sources {
     pub teacher: ModelFolder,
     /// The teacher's teacher, for phases that skip a level.
     pub skip_teacher: Option<ModelFolder>,
+    /// What guidance leads away from, on the CPU.
+    pub null_prompt: NullPrompt,
 }
 
 /// The student's weights between phases, in FP32 on the CPU.
@@ -46,7 +49,7 @@ pub(super) struct Carried {
     pub discriminator: Option<BTreeMap<String, Tensor>>,
 }
 
-/// A UNet, and what it says.
+/// A UNet, and what it predicts.
 #[derive(Debug)]
 pub(super) struct Built {
     pub unet: UNet,
@@ -137,9 +140,10 @@ impl Networks {
             }
             Objective::Mse | Objective::X0Conversion => None,
         };
-        let student = Built { unet: student_unet, formulation: sources.teacher.formulation };
+        let student = Built { unet: student_unet, formulation: stage.student_formulation(sources.teacher.formulation) };
         let teacher = Built { unet, formulation: followed.formulation };
-        Ok(Networks::assemble(stage, phase, (student, student_optimizer), teacher, critic))
+        let null_prompt = sources.null_prompt.to_device(device);
+        Ok(Networks::assemble(stage, phase, (student, student_optimizer), (teacher, null_prompt), critic))
     }
 
     /// Puts built networks to a phase's use.
@@ -147,17 +151,12 @@ impl Networks {
         stage: &Stage,
         phase: &Phase,
         (student, student_optimizer): (Built, Optimizer),
-        teacher: Built,
+        (teacher, null_prompt): (Built, NullPrompt),
         critic: Option<Critic>,
     ) -> Networks {
         let kind = stage.precision.kind();
         Networks {
-            student: Student {
-                unet: student.unet,
-                kind,
-                formulation: if stage.predicts_data() { Formulation::Sample } else { student.formulation },
-                steps: stage.student_steps,
-            },
+            student: Student { unet: student.unet, kind, formulation: student.formulation, steps: stage.student_steps },
             student_optimizer,
             teacher: Teacher {
                 unet: teacher.unet,
@@ -165,6 +164,7 @@ impl Networks {
                 formulation: teacher.formulation,
                 steps: stage.teacher_of(phase).steps,
                 guidance_scale: phase.guidance_scale,
+                null_prompt,
             },
             critic,
             trains: phase.trains,

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use super::phase::{Built, Critic, Networks, recompute};
 use crate::Result;
 use crate::adapters;
-use crate::condition::Condition;
+use crate::condition::{Condition, NullPrompt};
 use crate::data::SampleShape;
 use crate::discriminator::{DiscriminatorWeights, HeadShape, HeadWeights};
 use crate::draw::{Draw, Place, sample_noise};
@@ -111,8 +111,10 @@ impl<'a> Rehearsal<'a> {
                 skip
             }
         };
-        let says = |unet| Built { unet, formulation: Formulation::Epsilon };
-        let networks = Networks::assemble(stage, phase, (says(student), student_optimizer), says(teacher), critic);
+        let student = Built { unet: student, formulation: stage.student_formulation(Formulation::Epsilon) };
+        let teacher = Built { unet: teacher, formulation: Formulation::Epsilon };
+        let networks =
+            Networks::assemble(stage, phase, (student, student_optimizer), (teacher, NullPrompt::Zeros), critic);
         let vae = match &shapes.vae {
             Some(config) => {
                 let weights = Weights::seeded(SEED).to(Kind::Float, device);

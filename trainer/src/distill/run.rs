@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use encode::ModelManifest;
+use encode::cache::{Array, Unconditional};
+use encode::prompt::zeros_for_empty_prompt;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use shards::{ContentHash, Fingerprint, RunLock};
 use tch::{Device, Kind, Tensor};
@@ -18,6 +20,7 @@ use super::metrics::{DiscriminatorMetrics, Metrics, Recorder};
 use super::paths::StagePaths;
 use super::phase::{Carried, CarriedStudent, Networks, Placement, Sources, teacher_folder};
 use super::report;
+use crate::condition::NullPrompt;
 use crate::data::{LatentShards, Loader, SampleOrder, SampleShape};
 use crate::draw::{Draw, Place};
 use crate::flow::Flow;
@@ -37,6 +40,7 @@ pub struct World {
     base: ModelFolder,
     latents: Arc<LatentShards>,
     latents_folder: PathBuf,
+    null_prompt: NullPrompt,
     shape: SampleShape,
     device: Device,
 }
@@ -50,7 +54,9 @@ impl World {
         let latents = LatentShards::open(&latents_folder)?;
         let shape = SampleShape::of(&base.unet, model.resolution);
         latents.check(&encode::model_fingerprint(&model)?, shape)?;
-        Ok(World { run: run.to_owned(), base, latents: Arc::new(latents), latents_folder, shape, device })
+        let null_prompt = null_prompt(&base, &latents_folder)?;
+        let (run, latents) = (run.to_owned(), Arc::new(latents));
+        Ok(World { run, base, latents, latents_folder, null_prompt, shape, device })
     }
 
     /// The noise schedule.
@@ -80,15 +86,16 @@ pub enum Done {
 /// Runs a stage to its end, from wherever it stands. `stop` asks it to save and leave.
 pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<Done> {
     let paths = StagePaths::new(&world.run, &stage.name);
+    let _lock = RunLock::acquire(paths.root())?;
+    let sources = open_sources(world, stage)?;
+    let fingerprint = fingerprint(world, stage, &sources)?;
     if paths.is_done() {
+        export::check_made_from(&paths.export(), &fingerprint)?;
         return match dump {
             None => Ok(Done::Before),
             Some(dump) => Err(not_dumped(dump, stage.iterations(), stage)),
         };
     }
-    let _lock = RunLock::acquire(paths.root())?;
-    let sources = open_sources(world, stage)?;
-    let fingerprint = fingerprint(world, stage, &sources)?;
     let mut run = StageRun::resume(world, stage, &sources, &paths, fingerprint)?;
     run.check_dump(dump)?;
     loop {
@@ -112,10 +119,27 @@ fn open_sources(world: &World, stage: &Stage) -> Result<Sources> {
         base: world.base.clone(),
         teacher: open(&stage.teacher)?,
         skip_teacher: stage.skip_teacher.as_ref().map(open).transpose()?,
+        null_prompt: world.null_prompt.to_device(Device::Cpu),
     })
 }
 
-/// What a checkpoint belongs to. How a run is recorded and guarded does not matter to what it computes.
+/// What the base model's pipeline puts in place of an empty prompt, as encode-latents left it.
+fn null_prompt(base: &ModelFolder, latents: &Path) -> Result<NullPrompt> {
+    if zeros_for_empty_prompt(&base.path)? {
+        return Ok(NullPrompt::Zeros);
+    }
+    let tensor = |array: &Array| {
+        let shape: Vec<i64> = array.shape.iter().map(|side| *side as i64).collect();
+        Tensor::from_slice(&array.values).view(shape.as_slice())
+    };
+    let empty = Unconditional::load(latents)?;
+    Ok(NullPrompt::Embedded {
+        prompt_embeds: tensor(&empty.prompt_embeds),
+        pooled: tensor(&empty.pooled_prompt_embeds),
+    })
+}
+
+/// What checkpoints and the export belong to. How a run is recorded and guarded does not matter to what it computes.
 fn fingerprint(world: &World, stage: &Stage, sources: &Sources) -> Result<Fingerprint> {
     let mut recipe = serde_json::to_value(stage).expect("a recipe has a JSON form");
     if let Some(fields) = recipe.as_object_mut() {
@@ -150,6 +174,8 @@ struct StageRun<'a> {
     placement: Placement,
     position: Position,
     networks: Networks,
+    /// What the discriminator's half of the next iteration reported, where it is done.
+    discriminator_metrics: Option<DiscriminatorMetrics>,
     loader: Loader,
     recorder: Recorder,
     grid: Grid,
@@ -166,19 +192,20 @@ impl<'a> StageRun<'a> {
     ) -> Result<StageRun<'a>> {
         let placement = Placement { device: world.device, latent_side: world.shape.latent[1], seed: stage_seed(stage) };
         let saved = checkpoint::latest(&paths.checkpoints(), &fingerprint)?;
-        let (position, networks) = match saved {
+        let (position, discriminator_metrics, networks) = match saved {
             None => {
                 let fresh = Carried { student: CarriedStudent::Untouched, discriminator: None };
                 let networks = Networks::build(stage, &stage.phases[0], sources, fresh, placement)?;
-                (Position::default(), networks)
+                (Position::default(), None, networks)
             }
-            Some(saved) => {
+            Some(mut saved) => {
                 let position = saved.position;
+                let discriminator_metrics = saved.discriminator_metrics.take();
                 let phase = &stage.phases[position.phase];
                 let mut networks = Networks::build(stage, phase, sources, saved.carried(stage), placement)?;
                 saved.restore(&mut networks)?;
                 tracing::info!("stage {}: going on after iteration {}", stage.name, position.iteration);
-                (position, networks)
+                (position, discriminator_metrics, networks)
             }
         };
         let loader = Loader::start(
@@ -204,6 +231,7 @@ impl<'a> StageRun<'a> {
             placement,
             position,
             networks,
+            discriminator_metrics,
             loader,
             recorder,
             grid,
@@ -251,7 +279,7 @@ impl<'a> StageRun<'a> {
     }
 
     /// The next phase's networks take the place of this one's; both at once would not fit.
-    fn next_phase(self) -> Result<StageRun<'a>> {
+    fn next_phase(mut self) -> Result<StageRun<'a>> {
         let position = Position { phase: self.position.phase + 1, in_phase: 0, ..self.position };
         let carried = self.networks.into_carried();
         if let Device::Cuda(_) = self.placement.device {
@@ -259,12 +287,14 @@ impl<'a> StageRun<'a> {
         }
         let networks =
             Networks::build(self.stage, &self.stage.phases[position.phase], self.sources, carried, self.placement)?;
+        self.grid.forget_teacher();
         Ok(StageRun { position, networks, ..self })
     }
 
     fn save(&self) -> Result<()> {
         let keep = self.stage.record.keep_checkpoints;
-        checkpoint::save(&self.paths.checkpoints(), &self.fingerprint, self.position, &self.networks, keep)
+        let position = (self.position, self.discriminator_metrics.as_ref());
+        checkpoint::save(&self.paths.checkpoints(), &self.fingerprint, position, &self.networks, keep)
     }
 
     fn interrupted(&self) -> Result<()> {
@@ -288,11 +318,10 @@ impl<'a> StageRun<'a> {
         let dump = dump.filter(|dump| dump.iteration == self.position.iteration + 1);
         let mut traced = BTreeMap::new();
 
-        let discriminator = if self.position.discriminator_done {
-            None
-        } else {
-            self.discriminator_half(&batches, dump.is_some().then_some(&mut traced), stop)?
-        };
+        if !self.position.discriminator_done {
+            self.discriminator_metrics =
+                self.discriminator_half(&batches, dump.is_some().then_some(&mut traced), stop)?;
+        }
         self.position.discriminator_done = self.networks.critic.is_some();
         let (student_loss, student_gradient_norm) =
             self.student_half(&batches, dump.is_some().then_some(&mut traced), stop)?;
@@ -310,7 +339,7 @@ impl<'a> StageRun<'a> {
             phase: self.phase().name.clone(),
             student_loss,
             student_gradient_norm,
-            discriminator,
+            discriminator: self.discriminator_metrics.take(),
             images_per_second: self.stage.batch_size as f64 / elapsed,
             data_wait: waited.as_secs_f64() / elapsed,
             peak_memory_bytes: peak_memory(self.world.device),
@@ -472,7 +501,8 @@ impl<'a> StageRun<'a> {
     /// Export, then the page that shows it.
     fn publish(self) -> Result<()> {
         let weights = self.networks.export_weights(self.stage, self.sources)?;
-        let lineage = export::lineage(self.stage, self.sources, &self.world.latents_folder, &self.world.run)?;
+        let made_from = (&self.fingerprint, self.world.latents_folder.as_path(), self.world.run.as_path());
+        let lineage = export::lineage(self.stage, self.sources, made_from)?;
         report::write(self.stage, &self.grid.captions, self.paths)?;
         export::publish(self.stage, self.sources, &weights, &lineage, self.paths)?;
         self.progress.finish(&self.stage.name);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pixels::Limits;
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shards::ContentHash;
@@ -21,6 +22,8 @@ use crate::{Error, Result};
 pub struct CocoExam {
     captions: Vec<String>,
     images: Vec<PathBuf>,
+    /// One hash over the images.
+    images_hash: ContentHash,
     /// The side of the pictures that patches are cut from.
     resolution: i64,
     inception: InceptionV3,
@@ -74,7 +77,10 @@ impl CocoExam {
             .chain(&clip.files)
             .map(ContentHash::of_file)
             .collect::<shards::Result<_>>()?;
-        Ok(Self { captions, images, resolution, inception, clip, judges, device })
+        let hashes = images.par_iter().map(ContentHash::of_file).collect::<shards::Result<Vec<_>>>()?;
+        let bytes: Vec<u8> = hashes.iter().flat_map(|hash| *hash.as_bytes()).collect();
+        let images_hash = ContentHash::of(&bytes);
+        Ok(Self { captions, images, images_hash, resolution, inception, clip, judges, device })
     }
 
     fn features(&self, pictures: &Tensor) -> Tensor {
@@ -167,7 +173,7 @@ impl Exam for CocoExam {
         json!({
             "judges": self.judges,
             "captions": self.captions,
-            "references": self.images,
+            "references": self.images_hash,
             "resolution": self.resolution,
         })
     }

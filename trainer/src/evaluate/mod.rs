@@ -29,13 +29,14 @@ pub use contender::{Contender, Kind, contenders};
 pub use recipe::{Baseline, EvaluateRecipe, ExamRecipe, Sampling};
 pub use results::{Row, csv, markdown};
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use encode::ModelManifest;
 use image::RgbImage;
-use serde_json::json;
+use serde_json::{Value, json};
 use shards::atomic::{write_atomic, write_json};
 use shards::{ContentHash, RunLock};
 use tch::{Device, Kind as Dtype, Tensor};
@@ -72,6 +73,8 @@ struct Evaluation<'a> {
     dtype: Dtype,
     device: Device,
     interrupted: &'a AtomicBool,
+    /// What the pictures of each contender follow from, by its name.
+    identities: BTreeMap<String, Value>,
 }
 
 /// The moments of the references.
@@ -94,7 +97,9 @@ pub fn evaluate(
     let exam = open_exam(&recipe.exam, manifest, run, model.resolution, device)?;
     let folder = run.join("evaluation");
     let _lock = RunLock::acquire(&folder)?;
-    let evaluation = Evaluation { recipe, exam, folder, dtype: model.dtype.kind(), device, interrupted };
+    let identities = contenders.iter().map(|contender| Ok((contender.name.clone(), identity(contender)?)));
+    let identities = identities.collect::<Result<_>>()?;
+    let evaluation = Evaluation { recipe, exam, folder, dtype: model.dtype.kind(), device, interrupted, identities };
 
     let references = evaluation.references()?;
     // The teacher is first, and its pictures are kept for the others' distances.
@@ -105,6 +110,18 @@ pub fn evaluate(
     }
     evaluation.publish(&rows, &contenders)?;
     Ok(rows)
+}
+
+/// A contender and the hashes of all files that its pictures follow from.
+fn identity(contender: &Contender) -> Result<Value> {
+    let files = contender.lora.iter().chain(&contender.weights).map(ContentHash::of_file);
+    Ok(json!({
+        "contender": contender,
+        "unet": ModelFolder::open(&contender.model)?.hash()?,
+        "surroundings": encode::surroundings_fingerprint(&contender.model)?,
+        "zeros_for_empty_prompt": encode::prompt::zeros_for_empty_prompt(&contender.model)?,
+        "files": files.collect::<shards::Result<Vec<_>>>()?,
+    }))
 }
 
 fn open_exam(
@@ -286,18 +303,9 @@ impl Evaluation<'_> {
 
     /// The part of a contender, under the hash of the contender, of the teacher and of the exam.
     fn part(&self, contender: &Contender, teacher: Option<&Contender>, seed: u64) -> Result<Part> {
-        let about = |contender: &Contender| -> Result<_> {
-            let files = contender.lora.iter().chain(&contender.weights).map(ContentHash::of_file);
-            Ok(json!({
-                "contender": contender,
-                "unet": ModelFolder::open(&contender.model)?.hash()?,
-                "vae": ContentHash::of_file(contender.model.join("vae/config.json"))?,
-                "files": files.collect::<shards::Result<Vec<_>>>()?,
-            }))
-        };
         let on = json!({
-            "contender": about(contender)?,
-            "teacher": teacher.map(about).transpose()?,
+            "contender": self.identities[&contender.name],
+            "teacher": teacher.map(|teacher| &self.identities[&teacher.name]),
             "exam": self.exam.conditions(),
             "dtype": format!("{:?}", self.dtype),
             "seed": seed,

@@ -23,8 +23,10 @@ const REPORT_EVERY: u64 = 50;
 const MAX_SKIPPED_IN_A_ROW: u32 = 20;
 const BETAS: [f64; 2] = [0.9, 0.99];
 const MAX_GRADIENT_NORM: f64 = 1.0;
-/// The tensor of a checkpoint that holds the number of updates. FP32 counts exactly to 16 million.
+/// The tensors of a checkpoint that hold the number of updates asked for, and of those that were not skipped, which is
+/// Adam's own count. FP32 counts exactly to 16 million.
 const UPDATES: &str = "updates";
+const APPLIED: &str = "applied_updates";
 
 /// Where a pretraining keeps what it has done, and how it is stopped.
 #[derive(Debug)]
@@ -90,12 +92,12 @@ impl Desk {
             .into_iter()
             .map(|name| Ok((name.to_owned(), saved.tensor(name)?)))
             .collect::<std::result::Result<_, nn::Error>>()?;
-        let updates = tensors.remove(UPDATES).ok_or_else(|| Error::Document {
-            path: path.clone(),
-            reason: format!("the tensor {UPDATES:?} is missing"),
-        })?;
-        let updates = updates.double_value(&[0]) as u64;
-        optimizer.restore(tensors, updates)?;
+        let mut count = |name: &str| match tensors.remove(name) {
+            Some(tensor) => Ok(tensor.double_value(&[0]) as u64),
+            None => Err(Error::Document { path: path.clone(), reason: format!("the tensor {name:?} is missing") }),
+        };
+        let (updates, applied) = (count(UPDATES)?, count(APPLIED)?);
+        optimizer.restore(tensors, applied)?;
         Ok(updates)
     }
 
@@ -153,8 +155,9 @@ impl Desk {
     }
 
     fn save(&self, phase: &str, optimizer: &Optimizer, step: u64) -> Result<()> {
-        let (mut tensors, _) = optimizer.state();
+        let (mut tensors, applied) = optimizer.state();
         tensors.insert(UPDATES.into(), Tensor::from_slice(&[step as f32]));
+        tensors.insert(APPLIED.into(), Tensor::from_slice(&[applied as f32]));
         Ok(nn::save(&self.checkpoint(phase), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[])?)
     }
 

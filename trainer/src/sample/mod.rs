@@ -18,7 +18,7 @@ use nn::Weights;
 use nn::settings::SettingsError;
 use tch::{Device, Kind, Tensor};
 
-use crate::condition::Condition;
+use crate::condition::{Condition, NullPrompt};
 use crate::lora_file::LoraStack;
 use crate::schedulers::{Algorithm, PredictionType, Scheduler, SchedulerConfig, Steps, TimestepSpacing};
 use crate::single_file::{self, Configurations, Part, SingleFile};
@@ -212,7 +212,7 @@ impl Pipeline {
         let prompt = self.condition(prompts, ids)?;
         let away = match (scale > 1.0, negative) {
             (false, _) => None,
-            (true, None) if self.zeros_for_empty_prompt => Some((prompt.null(), scale)),
+            (true, None) if self.zeros_for_empty_prompt => Some((prompt.null(&NullPrompt::Zeros), scale)),
             (true, negative) => Some((self.condition(&vec![negative.unwrap_or(""); prompts.len()], ids)?, scale)),
         };
         Ok(Guidance { prompt, away })

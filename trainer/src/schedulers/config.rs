@@ -157,16 +157,11 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// SDXL's noise schedule under Euler's method with trailing timesteps: what distilled models are sampled with.
-    pub fn sdxl_trailing(prediction_type: PredictionType) -> Self {
-        Self {
-            algorithm: Algorithm::Euler,
-            num_train_timesteps: 1000,
-            betas: BetaSchedule::ScaledLinear { start: 0.00085, end: 0.012 },
-            prediction_type,
-            timestep_spacing: TimestepSpacing::Trailing,
-            steps_offset: 1,
-        }
+    /// The same noise schedule under Euler's method with trailing timesteps: what models distilled from this one are
+    /// sampled with.
+    #[must_use]
+    pub fn distilled(self, prediction_type: PredictionType) -> Self {
+        Self { algorithm: Algorithm::Euler, prediction_type, timestep_spacing: TimestepSpacing::Trailing, ..self }
     }
 
     /// Reads `scheduler_config.json`. A missing key has the default of diffusers' class of that name; a setting that
