@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nn::Weights;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::world::{World, head, phase, stderr, two_phases};
 
@@ -96,15 +96,9 @@ fn a_stage_of_one_step_says_that_it_predicts_data() {
 fn export_writes_every_published_form() {
     let world = World::new(&[("4to2", two_phases(("base", 4), 2, 2))]);
     world.distill_well("4to2");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_export"))
-        .arg("--manifest")
-        .arg(world.manifest())
-        .arg("--run")
-        .arg(world.run())
-        .output()
-        .unwrap();
+    let output = world.export();
     assert!(output.status.success(), "{}", stderr(&output));
-    let folder = world.run().join("export");
+    let folder = world.run().join("export/4to2");
     for file in [
         "sdxl_lightning_2step.safetensors",
         "sdxl_lightning_2step_unet.safetensors",
@@ -122,6 +116,41 @@ fn export_writes_every_published_form() {
     {
         assert!(single.iter().any(|name| name.starts_with(prefix)), "{prefix}");
     }
+}
+
+/// The name of a file says no more than its steps.
+#[test]
+fn stages_of_the_same_steps_are_exported_side_by_side() {
+    let recipe = head(("base", 4), 2, "") + &phase("full", "mse", "full", 2, "");
+    let world = World::new(&[("4to2", recipe.clone()), ("4to2-mse", recipe)]);
+    world.distill_well("all");
+    let output = world.export();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for stage in ["4to2", "4to2-mse"] {
+        let hash = |path: std::path::PathBuf| shards::ContentHash::of_file(path).unwrap();
+        let released = world.run().join("export").join(stage).join("sdxl_lightning_2step_unet.safetensors");
+        let unet = world.stage(stage).join("export/unet/diffusion_pytorch_model.safetensors");
+        assert_eq!(hash(released), hash(unet), "{stage}");
+    }
+}
+
+/// Torch panics where these halves are put together.
+#[test]
+fn a_panic_of_torchs_is_a_failure_like_any_other() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    world.distill_well("4to2");
+    let file = world.stage("4to2").join("export/text_encoder_2/model.safetensors");
+    let weights = Weights::open(&file).unwrap();
+    let named = weights.names().into_iter().map(|name| (name, weights.tensor(name).unwrap()));
+    let narrowed = named.map(|(name, tensor)| match name.ends_with("layers.0.self_attn.k_proj.weight") {
+        true => (name, tensor.narrow(1, 0, 1)),
+        false => (name, tensor),
+    });
+    let tensors: Vec<(&str, Tensor)> = narrowed.collect();
+    nn::save(&file, tensors.iter().map(|(name, tensor)| (*name, tensor)), &[]).unwrap();
+    let output = world.export();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("Sizes of tensors must match"), "{}", stderr(&output));
 }
 
 /// Everything that entered and left an iteration, from which the loss can be computed again.

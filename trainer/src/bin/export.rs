@@ -9,7 +9,7 @@ use trainer::Result;
 use trainer::distill::{StagePaths, manifest_flow, release};
 use trainer::recipe::Stage;
 
-/// Writes the finished stages of a run into RUN/export in the forms that users of few-step models know: bare UNet,
+/// Writes each finished stage of a run into RUN/export/STAGE in the forms that users of few-step models know: bare UNet,
 /// LoRA, single file and workflow for ComfyUI, scheduler settings, model card.
 ///
 /// Exit codes: 0 done, 1 failed, 2 the input is wrong.

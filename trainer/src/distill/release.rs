@@ -1,12 +1,15 @@
 //! `export`: a finished stage in every form that users of the released models know.
 //!
 //! ```text
-//! RUN/export/  sdxl_lightning_Nstep_unet.safetensors   (unet_x0 for one step)   diffusers' UNet alone
-//!              sdxl_lightning_Nstep_lora.safetensors                            adapters, kohya's names
-//!              sdxl_lightning_Nstep.safetensors        (_x0 for one step)       everything, for ComfyUI
-//!              sdxl_lightning_workflow_*.json                                   for ComfyUI, API format
-//!              scheduler_config.json, README_Nstep.md
+//! RUN/export/STAGE/  sdxl_lightning_Nstep_unet.safetensors   (unet_x0 for one step)   diffusers' UNet alone
+//!                    sdxl_lightning_Nstep_lora.safetensors                            adapters, kohya's names
+//!                    sdxl_lightning_Nstep.safetensors        (_x0 for one step)       everything, for ComfyUI
+//!                    sdxl_lightning_workflow_*.json                                   for ComfyUI, API format
+//!                    scheduler_config_Nstep.json, README_Nstep.md
 //! ```
+//!
+//! Files are named by their steps, as the released models' are, and folders by the stage: a run may have several stages
+//! of the same steps.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +27,7 @@ use crate::recipe::Stage;
 use crate::single_file::{self, Configurations, Networks, Part};
 use crate::{Error, Result};
 
-/// Writes all forms of one finished stage into `RUN/export` and names them.
+/// Writes all forms of one finished stage into `RUN/export/STAGE` and names them.
 pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf>> {
     let paths = StagePaths::new(run, &stage.name);
     let folder = paths.export();
@@ -33,7 +36,7 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
         return Err(Error::NoTeacher { folder, hint });
     }
     let base = ModelManifest::read(manifest, run)?;
-    let out = run.join("export");
+    let out = run.join("export").join(&stage.name);
     let released = released_name(stage);
     let x0 = if stage.predicts_data() { "_x0" } else { "" };
 
