@@ -5,6 +5,7 @@ use std::path::Path;
 use nn::Weights;
 use tch::{Device, Kind, Tensor};
 
+use crate::model::SmallModel;
 use crate::world::{World, head, phase, stderr, two_phases};
 
 fn names(path: &Path) -> Vec<String> {
@@ -132,6 +133,34 @@ fn stages_of_the_same_steps_are_exported_side_by_side() {
         let unet = world.stage(stage).join("export/unet/diffusion_pytorch_model.safetensors");
         assert_eq!(hash(released), hash(unet), "{stage}");
     }
+}
+
+/// `make sample` with a base model that the manifest names in TOML's other quotes and by `{run}`, and with a stage of
+/// another name than the usual five.
+#[test]
+fn pictures_are_drawn_from_the_base_and_from_every_finished_stage() {
+    let recipe = head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, "");
+    let model = SmallModel::new();
+    let world = World::around(&model.path(), (48, 24), &[("4to2-mse", recipe.clone()), ("4to2", recipe)]);
+    world.distill_well("4to2-mse");
+    let document = world.manifest().join("model.toml");
+    let text = std::fs::read_to_string(&document).unwrap();
+    std::fs::write(&document, text.replace("base = 'model'", "base = '{run}/../manifest/model'")).unwrap();
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/sample.sh");
+    let programs = Path::new(env!("CARGO_BIN_EXE_sample")).parent().unwrap();
+    let mut command = std::process::Command::new(script);
+    command.arg(programs).arg(world.manifest()).arg(world.run()).args(["cpu", "A red Circle", "7"]);
+    let output = command.env("OMP_NUM_THREADS", "1").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let folder = world.run().join("samples/a-red-circle-s7");
+    let parameters = |name: &str| {
+        let file = std::io::BufReader::new(std::fs::File::open(folder.join(name)).unwrap());
+        png::Decoder::new(file).read_info().unwrap().info().utf8_text[0].get_text().unwrap()
+    };
+    assert!(parameters("base-32.png").contains("Steps: 32, "));
+    assert!(parameters("4to2-mse.png").contains("Steps: 2, "));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "one stage is not finished");
 }
 
 /// Torch panics where these halves are put together.

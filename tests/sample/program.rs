@@ -235,6 +235,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         assert!(said.contains(says), "{said}");
     };
     refused(run(), &["--polish"], "unexpected argument '--polish'");
+    refused(run(), &["--manifest", "manifests/demo"], "cannot be used with '--model");
+    refused(Run::new(&model, "bad", (64, 64), 0), &[], "--steps, --images and --batch-size are at least 1");
     refused(run(), &["--negative-prompt", "x"], "--guidance-scale above 1");
     refused(run(), &["--strength", "0.5"], "--init");
     refused(run(), &["--device", "gpu"], "gpu");
@@ -267,6 +269,18 @@ fn bad_input_is_one_line_and_exit_code_2() {
     refused(run(), &[], "tokenizer");
     std::fs::remove_dir_all(model.path()).unwrap();
     refused(run(), &[], "is not a folder");
+}
+
+/// Only the export of a stage says how many steps it takes.
+#[test]
+fn a_base_model_needs_to_be_told_its_steps() {
+    let model = SmallModel::new();
+    let mut command = program();
+    command.arg("--model").arg(model.path()).args(["--prompt", PROMPT]).arg("--out").arg(model.file("none.png"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("say --steps"), "{said}");
 }
 
 fn open(model: &SmallModel) -> Pipeline {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use shards::atomic::{read_json, sync_folder_of, write_atomic, write_json};
 use tch::{Kind, Tensor};
@@ -28,6 +29,7 @@ use crate::{Error, Result};
 /// Parts of a pipeline that distillation leaves as they are.
 const UNTOUCHED: [&str; 5] = ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"];
 const INDEX: &str = "model_index.json";
+const LINEAGE: &str = "lineage.json";
 
 /// Publishes a student's FP32 weights as FP16 with all that goes with them.
 pub(super) fn publish(
@@ -63,7 +65,7 @@ pub(super) fn publish(
     }
     let recorded = metrics::read(&paths.metrics())?;
     write_atomic(export.join("README.md"), card(stage, &recorded, lineage).as_bytes())?;
-    write_json(export.join("lineage.json"), lineage)?;
+    write_json(export.join(LINEAGE), lineage)?;
     write_json(export.join(INDEX), &index(&sources.base.path)?)?;
     Ok(())
 }
@@ -88,10 +90,28 @@ pub(super) fn lineage(stage: &Stage, sources: &Sources, latents: &Path, run: &Pa
         "stage": stage,
         "base_unet": sources.base.hash()?,
         "teacher_unet": sources.teacher.hash()?,
-        "teacher": of(sources.teacher.path.join("lineage.json"))?,
+        "teacher": of(sources.teacher.path.join(LINEAGE))?,
         "latents": fingerprint(of(latents.join("index.json"))?),
         "curated": fingerprint(of(run.join("curated/index.json"))?),
     }))
+}
+
+/// The steps that a model was distilled to, as its export says; none for a model that no stage has made.
+pub fn distilled_steps(model: &Path) -> Result<Option<usize>> {
+    #[derive(Deserialize)]
+    struct Lineage {
+        stage: Steps,
+    }
+    #[derive(Deserialize)]
+    struct Steps {
+        student_steps: usize,
+    }
+    let path = model.join(LINEAGE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let lineage: Lineage = read_json(path)?;
+    Ok(Some(lineage.stage.student_steps))
 }
 
 /// The model card.
