@@ -135,6 +135,27 @@ fn stages_of_the_same_steps_are_exported_side_by_side() {
     }
 }
 
+/// What is released beside is looked for as soon as it is there: whole, and nothing beside it.
+#[test]
+fn an_export_that_is_repeated_leaves_the_same_files_and_two_do_not_meet() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 1))]);
+    world.distill_well("4to2");
+    let files = || {
+        let entries = std::fs::read_dir(world.run().join("export/4to2")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let first = world.export();
+    assert!(first.status.success(), "{}", stderr(&first));
+    let before = files();
+    assert!(world.export().status.success());
+    assert_eq!(files(), before, "links to what is linked already leave no temporary names");
+
+    let _held = shards::RunLock::acquire(world.run().join("export")).unwrap();
+    let output = world.export();
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("export/.lock"), "{}", stderr(&output));
+}
+
 /// `make sample` with a base model that the manifest names in TOML's other quotes and by `{run}`, and with a stage of
 /// another name than the usual five.
 #[test]

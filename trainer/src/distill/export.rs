@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use shards::atomic::{read_json, sync_folder_of, write_atomic, write_json};
+use shards::atomic::{link, read_json, write_atomic, write_json};
 use tch::{Kind, Tensor};
 
 use super::metrics::{self, Metrics};
@@ -59,9 +59,9 @@ pub(super) fn publish(
     write_atomic(export.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
 
     let name = |part: &str| export.join(format!("{}_{part}.safetensors", released_name(stage)));
-    link(&file, &name(if stage.predicts_data() { "unet_x0" } else { "unet" }))?;
+    link(&file, name(if stage.predicts_data() { "unet_x0" } else { "unet" }))?;
     if paths.adapters().is_file() {
-        link(&paths.adapters(), &name("lora"))?;
+        link(paths.adapters(), name("lora"))?;
     }
     let recorded = metrics::read(&paths.metrics())?;
     write_atomic(export.join("README.md"), card(stage, &recorded, lineage).as_bytes())?;
@@ -176,7 +176,6 @@ fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
 }
 
 fn link_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).map_err(Error::io("create the folder", to))?;
     for entry in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
         let path = entry.map_err(Error::io("read the folder", from))?.path();
         let target = to.join(path.file_name().unwrap_or_default());
@@ -186,22 +185,5 @@ fn link_folder(from: &Path, to: &Path) -> Result<()> {
             link(&path, &target)?;
         }
     }
-    sync_folder_of(to)?;
     Ok(())
-}
-
-/// One file under two names; a copy where the file systems differ. Nothing in a run is ever changed in place.
-pub fn link(from: &Path, to: &Path) -> Result<()> {
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
-    }
-    if to.exists() {
-        fs::remove_file(to).map_err(Error::io("remove", to))?;
-    }
-    // The file itself, not a link that it may be.
-    let from = from.canonicalize().map_err(Error::io("find", from))?;
-    match fs::hard_link(&from, to) {
-        Ok(()) => Ok(()),
-        Err(_) => fs::copy(&from, to).map(|_| ()).map_err(Error::io("copy to", to)),
-    }
 }

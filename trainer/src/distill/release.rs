@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use encode::{ClipTextConfig, ModelManifest, VaeConfig};
 use nn::Weights;
 use serde_json::{Value, json};
-use shards::atomic::write_json;
+use shards::RunLock;
+use shards::atomic::{link, write_json};
 use tch::{Device, Kind, Tensor};
 
-use super::export::{link, released_name};
+use super::export::released_name;
 use super::paths::StagePaths;
 use crate::model::{ModelFolder, UNET_STEM};
 use crate::recipe::Stage;
@@ -36,7 +37,9 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
         return Err(Error::NoTeacher { folder, hint });
     }
     let base = ModelManifest::read(manifest, run)?;
-    let out = run.join("export").join(&stage.name);
+    let exports = run.join("export");
+    let _lock = RunLock::acquire(&exports)?;
+    let out = exports.join(&stage.name);
     let released = released_name(stage);
     let x0 = if stage.predicts_data() { "_x0" } else { "" };
 
@@ -46,11 +49,11 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
         written.push(path.clone());
         path
     };
-    link(&folder.join(format!("unet/{UNET_STEM}.safetensors")), &place(format!("{released}_unet{x0}.safetensors")))?;
-    link(&folder.join("README.md"), &place(format!("README_{}step.md", stage.student_steps)))?;
+    link(folder.join(format!("unet/{UNET_STEM}.safetensors")), place(format!("{released}_unet{x0}.safetensors")))?;
+    link(folder.join("README.md"), place(format!("README_{}step.md", stage.student_steps)))?;
     link(
-        &folder.join("scheduler/scheduler_config.json"),
-        &place(format!("scheduler_config_{}step.json", stage.student_steps)),
+        folder.join("scheduler/scheduler_config.json"),
+        place(format!("scheduler_config_{}step.json", stage.student_steps)),
     )?;
     let whole = format!("{released}{x0}.safetensors");
     let model = ModelFolder::open(&folder)?;
@@ -60,7 +63,7 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
     write_json(workflow, &workflow_of(stage, &whole, None, side))?;
     if paths.adapters().is_file() {
         let lora = format!("{released}_lora.safetensors");
-        link(&paths.adapters(), &place(lora.clone()))?;
+        link(paths.adapters(), place(lora.clone()))?;
         let workflow = place(format!("sdxl_lightning_workflow_lora_{}step.json", stage.student_steps));
         write_json(workflow, &workflow_of(stage, "sd_xl_base_1.0.safetensors", Some(&lora), side))?;
     }
