@@ -135,6 +135,51 @@ fn stages_of_the_same_steps_are_exported_side_by_side() {
     }
 }
 
+/// As `hf:OWNER/NAME:fp16` brings it. `from_pretrained(FOLDER)` looks for plain names alone.
+#[test]
+fn an_export_of_a_base_in_fp16_is_loaded_without_naming_the_variant() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    for (part, stem) in [("text_encoder", "model"), ("text_encoder_2", "model")] {
+        let file = |ending: &str| world.base().join(part).join(format!("{stem}.{ending}"));
+        std::fs::rename(file("safetensors"), file("fp16.safetensors")).unwrap();
+    }
+    let vae = world.base().join("vae");
+    let whole = names(&vae.join("diffusion_pytorch_model.safetensors"));
+    in_two_fp16_shards(&vae);
+    world.write_latents(8);
+    world.distill_well("4to2");
+
+    let export = world.stage("4to2").join("export");
+    assert!(export.join("text_encoder/model.safetensors").is_file());
+    assert!(export.join("text_encoder_2/model.safetensors").is_file());
+    assert_eq!(names(&export.join("vae/diffusion_pytorch_model.safetensors.index.json")), whole);
+    for part in ["vae", "text_encoder", "text_encoder_2"] {
+        for entry in std::fs::read_dir(export.join(part)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.contains("fp16"), "{part}/{name}");
+        }
+    }
+}
+
+/// Replaces a VAE's file by shards of the variant and their index.
+fn in_two_fp16_shards(vae: &Path) {
+    let file = vae.join("diffusion_pytorch_model.safetensors");
+    let weights = Weights::open(&file).unwrap();
+    let names = weights.names();
+    let mut index = serde_json::json!({ "metadata": {}, "weight_map": {} });
+    for (half, names) in names.chunks(names.len().div_ceil(2)).enumerate() {
+        let shard = format!("diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors", half + 1);
+        let tensors: Vec<(&str, Tensor)> =
+            names.iter().map(|name| (*name, weights.tensor(name).unwrap().to_kind(Kind::Half))).collect();
+        nn::save(&vae.join(&shard), tensors.iter().map(|(name, tensor)| (*name, tensor)), &[]).unwrap();
+        for name in names {
+            index["weight_map"][name] = shard.as_str().into();
+        }
+    }
+    shards::atomic::write_json(vae.join("diffusion_pytorch_model.safetensors.index.fp16.json"), &index).unwrap();
+    std::fs::remove_file(file).unwrap();
+}
+
 /// What is released beside is looked for as soon as it is there: whole, and nothing beside it.
 #[test]
 fn an_export_that_is_repeated_leaves_the_same_files_and_two_do_not_meet() {

@@ -175,15 +175,66 @@ fn card(stage: &Stage, recorded: &[Metrics], lineage: &Value) -> String {
     card + &format!("\n## Recipe\n\n```json\n{recipe}\n```\n")
 }
 
+/// Links a part of the base model. Where its weights are the `fp16` variant alone, they take the plain names, under which
+/// a folder is loaded that nobody names a variant for.
 fn link_folder(from: &Path, to: &Path) -> Result<()> {
-    for entry in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
-        let path = entry.map_err(Error::io("read the folder", from))?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() {
-            link_folder(&path, &target)?;
-        } else {
-            link(&path, &target)?;
+    let entries = fs::read_dir(from).map_err(Error::io("read the folder", from))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
+    let paths = paths.map_err(Error::io("read the folder", from))?;
+    let variant_alone = !paths.iter().any(|path| is_weights(path) && plain_name(path).is_none());
+    for path in &paths {
+        let name = path.file_name().unwrap_or_default();
+        match plain_name(path).filter(|_| variant_alone) {
+            _ if path.is_dir() => link_folder(path, &to.join(name))?,
+            None => link(path, to.join(name))?,
+            Some(plain) if plain.ends_with(".json") => write_plain_index(path, &to.join(plain))?,
+            Some(plain) => link(path, to.join(plain))?,
         }
     }
     Ok(())
+}
+
+/// Whether a file is one of weights or names some.
+fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".safetensors") || name.contains(".safetensors.index.")
+}
+
+/// The name without its variant, of a file of weights that has one: `model.fp16.safetensors`, and of shards and their
+/// index both `model.fp16-00001-of-00002.safetensors` and `model-00001-of-00002.fp16.safetensors`.
+fn plain_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let plain = name.replace(".fp16.", ".").replace(".fp16-", "-");
+    (is_weights(path) && plain != name).then_some(plain)
+}
+
+/// An index whose shards are linked under their plain names.
+fn write_plain_index(from: &Path, to: &Path) -> Result<()> {
+    let mut index: Value = read_json(from)?;
+    for shard in index["weight_map"].as_object_mut().into_iter().flat_map(|map| map.values_mut()) {
+        if let Some(plain) = shard.as_str().and_then(|name| plain_name(Path::new(name))) {
+            *shard = plain.into();
+        }
+    }
+    Ok(write_json(to, &index)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_weights_have_a_variant() {
+        for (name, plain) in [
+            ("model.fp16.safetensors", Some("model.safetensors")),
+            ("model.safetensors.index.fp16.json", Some("model.safetensors.index.json")),
+            ("model.fp16-00001-of-00002.safetensors", Some("model-00001-of-00002.safetensors")),
+            ("model-00001-of-00002.fp16.safetensors", Some("model-00001-of-00002.safetensors")),
+            ("model.safetensors", None),
+            ("model.safetensors.index.json", None),
+            ("notes.fp16.json", None),
+        ] {
+            assert_eq!(plain_name(Path::new(name)).as_deref(), plain, "{name}");
+        }
+    }
 }
