@@ -87,6 +87,7 @@ pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &A
         };
     }
     let _lock = RunLock::acquire(paths.root())?;
+    checkpoint::remove_unfinished(&paths.checkpoints())?;
     let sources = open_sources(world, stage)?;
     let fingerprint = fingerprint(world, stage, &sources)?;
     let mut run = StageRun::resume(world, stage, &sources, &paths, fingerprint)?;
