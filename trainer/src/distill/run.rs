@@ -49,7 +49,7 @@ impl World {
         let latents_folder = run.join(encode::cache::LATENTS);
         let latents = LatentShards::open(&latents_folder)?;
         let shape = SampleShape::of(&base.unet, model.resolution);
-        latents.check(&encode::model_fingerprint(&model)?, shape)?;
+        latents.check(&model, shape)?;
         Ok(World { run: run.to_owned(), base, latents: Arc::new(latents), latents_folder, shape, device })
     }
 
