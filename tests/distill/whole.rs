@@ -1,5 +1,6 @@
 //! What a finished stage leaves.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use nn::Weights;
@@ -135,6 +136,40 @@ fn stages_of_the_same_steps_are_exported_side_by_side() {
     }
 }
 
+/// Names that the loaders have always understood: the attention's of before diffusers 0.18, and a buffer of positions.
+#[test]
+fn a_base_with_names_of_old_is_exported_too() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    let old = |name: &str| {
+        [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
+            .into_iter()
+            .fold(name.to_owned(), |name, (new, old)| name.replace(&format!(".{new}."), &format!(".{old}.")))
+    };
+    rewrite(&world.base().join("vae/diffusion_pytorch_model.safetensors"), |tensors| {
+        tensors.into_iter().map(|(name, tensor)| (old(&name), tensor)).collect()
+    });
+    rewrite(&world.base().join("text_encoder/model.safetensors"), |mut tensors| {
+        let positions = Tensor::arange(32, (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        tensors.insert("text_model.embeddings.position_ids".to_owned(), positions);
+        tensors
+    });
+    world.write_latents(8);
+    world.distill_well("4to2");
+    let output = world.export();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let single = names(&world.run().join("export/4to2/sdxl_lightning_2step.safetensors"));
+    assert!(single.contains(&"first_stage_model.encoder.mid.attn_1.q.weight".to_owned()), "{single:?}");
+    assert!(!single.iter().any(|name| name.ends_with("position_ids")), "{single:?}");
+}
+
+/// Puts other tensors into a file of weights.
+fn rewrite(file: &Path, change: impl FnOnce(BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>) {
+    let weights = Weights::open(file).unwrap();
+    let tensors = weights.names().into_iter().map(|name| (name.to_owned(), weights.tensor(name).unwrap())).collect();
+    let changed = change(tensors);
+    nn::save(file, changed.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[]).unwrap();
+}
+
 /// As `hf:OWNER/NAME:fp16` brings it. `from_pretrained(FOLDER)` looks for plain names alone.
 #[test]
 fn an_export_of_a_base_in_fp16_is_loaded_without_naming_the_variant() {
@@ -235,14 +270,12 @@ fn a_panic_of_torchs_is_a_failure_like_any_other() {
     let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
     world.distill_well("4to2");
     let file = world.stage("4to2").join("export/text_encoder_2/model.safetensors");
-    let weights = Weights::open(&file).unwrap();
-    let named = weights.names().into_iter().map(|name| (name, weights.tensor(name).unwrap()));
-    let narrowed = named.map(|(name, tensor)| match name.ends_with("layers.0.self_attn.k_proj.weight") {
-        true => (name, tensor.narrow(1, 0, 1)),
-        false => (name, tensor),
+    rewrite(&file, |mut tensors| {
+        let name = "text_model.encoder.layers.0.self_attn.k_proj.weight";
+        let narrow = tensors[name].narrow(1, 0, 1);
+        tensors.insert(name.to_owned(), narrow);
+        tensors
     });
-    let tensors: Vec<(&str, Tensor)> = narrowed.collect();
-    nn::save(&file, tensors.iter().map(|(name, tensor)| (*name, tensor)), &[]).unwrap();
     let output = world.export();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("Sizes of tensors must match"), "{}", stderr(&output));

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use encode::{ClipTextConfig, ModelManifest, VaeConfig};
+use encode::{AutoencoderKl, ClipTextConfig, ClipTextModel, ModelManifest, VaeConfig};
 use nn::Weights;
 use serde_json::{Value, json};
 use shards::RunLock;
@@ -71,10 +71,6 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
 }
 
 fn write_single_file(path: &Path, folder: &Path, model: &ModelFolder) -> Result<()> {
-    let tensors = |part: &str, stem: &str| -> Result<BTreeMap<String, Tensor>> {
-        let weights = Weights::open_folder(&folder.join(part), stem)?.to(Kind::Half, Device::Cpu);
-        weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect()
-    };
     let configurations = Configurations {
         unet: model.unet.clone(),
         vae: VaeConfig::read(&folder.join("vae"))?,
@@ -82,12 +78,18 @@ fn write_single_file(path: &Path, folder: &Path, model: &ModelFolder) -> Result<
         text_encoder_2: ClipTextConfig::read(&folder.join("text_encoder_2"))?,
     };
     let networks = Networks::from([
-        (Part::UNet, tensors("unet", UNET_STEM)?),
-        (Part::Vae, tensors("vae", UNET_STEM)?),
-        (Part::TextEncoder, tensors("text_encoder", "model")?),
-        (Part::TextEncoder2, tensors("text_encoder_2", "model")?),
+        (Part::UNet, tensors(model.weights(Kind::Half, Device::Cpu)?)?),
+        (Part::Vae, tensors(AutoencoderKl::weights(&folder.join("vae"))?)?),
+        (Part::TextEncoder, tensors(ClipTextModel::weights(&folder.join("text_encoder"))?)?),
+        (Part::TextEncoder2, tensors(ClipTextModel::weights(&folder.join("text_encoder_2"))?)?),
     ]);
     single_file::write(path, &networks, &configurations)
+}
+
+/// All tensors by the names that the networks know, in FP16.
+fn tensors(weights: Weights) -> Result<BTreeMap<String, Tensor>> {
+    let weights = weights.to(Kind::Half, Device::Cpu);
+    weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect()
 }
 
 /// ComfyUI's graph in its API format: Euler on the `sgm_uniform` (trailing) grid without guidance, as many steps as
