@@ -164,6 +164,16 @@ fn lora_files_equal_diffusers_in_every_naming() {
     save_lora_with(&noted, None, peft_name, &[("lora_adapter_metadata", settings)]);
     assert_close("peft, alpha in the header", &draw("noted", &noted, ""), "lora_kohya");
 
+    let own = model.file("own.safetensors");
+    let settings = r#"{"r": 4, "lora_alpha": 2, "alpha_pattern": {}, "use_rslora": false, "use_dora": null}"#;
+    let bare_name = |module: &str, half: &str| peft_name(module, half).replace("unet.", "");
+    save_lora_with(&own, None, bare_name, &[("lora_adapter_metadata", settings)]);
+    assert_close("one network's own file", &draw("own", &own, ""), "lora_kohya");
+    let settings = r#"{"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 16}}"#;
+    save_lora_with(&own, None, bare_name, &[("lora_adapter_metadata", settings)]);
+    let apart = relative_error(&draw("patterns", &own, ":0.25"), &expected("lora_peft"));
+    assert!(apart > TOLERANCE, "one network's own patterns: {apart:e}");
+
     let old = model.file("old.safetensors");
     save_lora(&old, None, |module, half| format!("unet.{module}.lora.{half}.weight"));
     assert_close("diffusers before peft", &draw("old", &old, ":0.25"), "lora_peft");
@@ -253,6 +263,12 @@ fn bad_input_is_one_line_and_exit_code_2() {
     refused(run(), &["--lora", lora.to_str().unwrap()], "tensors match no module of the UNet");
     save_lora(&lora, None, |module, half| kohya_name(module, if half == "up" { "down" } else { "alpha" }));
     refused(run(), &["--lora", lora.to_str().unwrap()], "modules lack one half");
+    for settings in [r#"{"unet.use_rslora": true}"#, r#"{"use_rslora": true}"#, r#"{"use_dora": true}"#] {
+        let name =
+            |module: &str, half: &str| format!("{module}.lora_{}.weight", if half == "down" { "A" } else { "B" });
+        save_lora_with(&lora, None, name, &[("lora_adapter_metadata", settings)]);
+        refused(run(), &["--lora", lora.to_str().unwrap()], "rank-stabilised and weight-decomposed");
+    }
     std::fs::write(&lora, b"not safetensors").unwrap();
     refused(run(), &["--lora", lora.to_str().unwrap()], "not a valid safetensors file");
 
