@@ -48,8 +48,7 @@ fn exported() -> World {
     adapters::save(&file, &adapters::by_layer(&trained, &LORA), &LORA).unwrap();
     assert_eq!(names(&file), before, "adapters on the modules that the stage trains");
 
-    let mut export = Command::new(env!("CARGO_BIN_EXE_export"));
-    let output = export.arg("--manifest").arg(world.manifest()).arg("--run").arg(world.run()).output().unwrap();
+    let output = world.export();
     assert!(output.status.success(), "{}", stderr(&output));
     world
 }
@@ -102,7 +101,7 @@ fn diffusers_draws_from_our_exports_what_sample_draws() {
     let expected = Weights::open(&fixture("exports/outputs.safetensors")).unwrap();
     let base = world.base();
     let (two, one) = (world.stage("4to2").join("export"), world.stage("2to1").join("export"));
-    let lora = world.run().join("export/sdxl_lightning_2step_lora.safetensors");
+    let lora = world.run().join("export/4to2/sdxl_lightning_2step_lora.safetensors");
     for (model, steps, lora, roads) in [
         (&two, 2, None, &["from_pretrained", "bare_unet", "single_file"][..]),
         (&base, 2, Some(lora.as_path()), &["load_lora_weights"]),

@@ -91,6 +91,17 @@ fn latents_of_another_scale_or_resolution_are_refused() {
     }
 }
 
+/// A batch is of one shape. Encoded as they are asked for, they would end a run at the first rectangle.
+#[test]
+fn latents_in_buckets_are_refused_before_the_first_step() {
+    let world = one_stage();
+    let document = world.manifest().join("model.toml");
+    let text = std::fs::read_to_string(&document).unwrap();
+    std::fs::write(&document, text.replace("shape = 'square'", "shape = 'buckets'")).unwrap();
+    world.write_latents(8);
+    assert_refused(&world, "4to2", &["run/latents", "encode.shape is \"buckets\"", "\"square\""]);
+}
+
 #[test]
 fn latents_of_another_size_are_refused() {
     let world = one_stage();

@@ -114,6 +114,19 @@ fn a_whole_checkpoint_is_not_written_again() {
     assert_eq!(written(&state), before);
 }
 
+/// A save that was killed is of any position; the run that goes on may never come to it again.
+#[test]
+fn what_a_killed_save_has_left_is_gone_when_the_run_goes_on() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 4))]);
+    let child = world.command("4to2").spawn().unwrap();
+    interrupt(child, &world, "4to2", 2, "-TERM");
+    let left = world.stage("4to2").join("checkpoints/.000000002-half.tmp");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("student.safetensors"), b"half of it").unwrap();
+    world.distill_well("4to2");
+    assert!(!left.exists());
+}
+
 #[test]
 fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     let recipe = two_phases(("base", 4), 2, 8);

@@ -1,13 +1,15 @@
 //! What a finished stage leaves.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use nn::Weights;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use trainer::flow::Formulation;
 use trainer::model::ModelFolder;
 use trainer::schedulers::PredictionType;
 
+use crate::model::SmallModel;
 use crate::world::{World, head, phase, stderr, two_phases};
 
 fn names(path: &Path) -> Vec<String> {
@@ -156,15 +158,9 @@ fn a_stage_of_one_step_says_that_it_predicts_data() {
 fn export_writes_every_published_form() {
     let world = World::new(&[("4to2", two_phases(("base", 4), 2, 2))]);
     world.distill_well("4to2");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_export"))
-        .arg("--manifest")
-        .arg(world.manifest())
-        .arg("--run")
-        .arg(world.run())
-        .output()
-        .unwrap();
+    let output = world.export();
     assert!(output.status.success(), "{}", stderr(&output));
-    let folder = world.run().join("export");
+    let folder = world.run().join("export/4to2");
     for file in [
         "sdxl_lightning_2step.safetensors",
         "sdxl_lightning_2step_unet.safetensors",
@@ -182,6 +178,167 @@ fn export_writes_every_published_form() {
     {
         assert!(single.iter().any(|name| name.starts_with(prefix)), "{prefix}");
     }
+}
+
+/// The name of a file says no more than its steps.
+#[test]
+fn stages_of_the_same_steps_are_exported_side_by_side() {
+    let recipe = head(("base", 4), 2, "") + &phase("full", "mse", "full", 2, "");
+    let world = World::new(&[("4to2", recipe.clone()), ("4to2-mse", recipe)]);
+    world.distill_well("all");
+    let output = world.export();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for stage in ["4to2", "4to2-mse"] {
+        let hash = |path: std::path::PathBuf| shards::ContentHash::of_file(path).unwrap();
+        let released = world.run().join("export").join(stage).join("sdxl_lightning_2step_unet.safetensors");
+        let unet = world.stage(stage).join("export/unet/diffusion_pytorch_model.safetensors");
+        assert_eq!(hash(released), hash(unet), "{stage}");
+    }
+}
+
+/// Names that the loaders have always understood: the attention's of before diffusers 0.18, and a buffer of positions.
+#[test]
+fn a_base_with_names_of_old_is_exported_too() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    let old = |name: &str| {
+        [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
+            .into_iter()
+            .fold(name.to_owned(), |name, (new, old)| name.replace(&format!(".{new}."), &format!(".{old}.")))
+    };
+    rewrite(&world.base().join("vae/diffusion_pytorch_model.safetensors"), |tensors| {
+        tensors.into_iter().map(|(name, tensor)| (old(&name), tensor)).collect()
+    });
+    rewrite(&world.base().join("text_encoder/model.safetensors"), |mut tensors| {
+        let positions = Tensor::arange(32, (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        tensors.insert("text_model.embeddings.position_ids".to_owned(), positions);
+        tensors
+    });
+    world.write_latents(8);
+    world.distill_well("4to2");
+    let output = world.export();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let single = names(&world.run().join("export/4to2/sdxl_lightning_2step.safetensors"));
+    assert!(single.contains(&"first_stage_model.encoder.mid.attn_1.q.weight".to_owned()), "{single:?}");
+    assert!(!single.iter().any(|name| name.ends_with("position_ids")), "{single:?}");
+}
+
+/// Puts other tensors into a file of weights.
+fn rewrite(file: &Path, change: impl FnOnce(BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>) {
+    let weights = Weights::open(file).unwrap();
+    let tensors = weights.names().into_iter().map(|name| (name.to_owned(), weights.tensor(name).unwrap())).collect();
+    let changed = change(tensors);
+    nn::save(file, changed.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[]).unwrap();
+}
+
+/// As `hf:OWNER/NAME:fp16` brings it. `from_pretrained(FOLDER)` looks for plain names alone.
+#[test]
+fn an_export_of_a_base_in_fp16_is_loaded_without_naming_the_variant() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    for (part, stem) in [("text_encoder", "model"), ("text_encoder_2", "model")] {
+        let file = |ending: &str| world.base().join(part).join(format!("{stem}.{ending}"));
+        std::fs::rename(file("safetensors"), file("fp16.safetensors")).unwrap();
+    }
+    let vae = world.base().join("vae");
+    let whole = names(&vae.join("diffusion_pytorch_model.safetensors"));
+    in_two_fp16_shards(&vae);
+    world.write_latents(8);
+    world.distill_well("4to2");
+
+    let export = world.stage("4to2").join("export");
+    assert!(export.join("text_encoder/model.safetensors").is_file());
+    assert!(export.join("text_encoder_2/model.safetensors").is_file());
+    assert_eq!(names(&export.join("vae/diffusion_pytorch_model.safetensors.index.json")), whole);
+    for part in ["vae", "text_encoder", "text_encoder_2"] {
+        for entry in std::fs::read_dir(export.join(part)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.contains("fp16"), "{part}/{name}");
+        }
+    }
+}
+
+/// Replaces a VAE's file by shards of the variant and their index.
+fn in_two_fp16_shards(vae: &Path) {
+    let file = vae.join("diffusion_pytorch_model.safetensors");
+    let weights = Weights::open(&file).unwrap();
+    let names = weights.names();
+    let mut index = serde_json::json!({ "metadata": {}, "weight_map": {} });
+    for (half, names) in names.chunks(names.len().div_ceil(2)).enumerate() {
+        let shard = format!("diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors", half + 1);
+        let tensors: Vec<(&str, Tensor)> =
+            names.iter().map(|name| (*name, weights.tensor(name).unwrap().to_kind(Kind::Half))).collect();
+        nn::save(&vae.join(&shard), tensors.iter().map(|(name, tensor)| (*name, tensor)), &[]).unwrap();
+        for name in names {
+            index["weight_map"][name] = shard.as_str().into();
+        }
+    }
+    shards::atomic::write_json(vae.join("diffusion_pytorch_model.safetensors.index.fp16.json"), &index).unwrap();
+    std::fs::remove_file(file).unwrap();
+}
+
+/// What is released beside is looked for as soon as it is there: whole, and nothing beside it.
+#[test]
+fn an_export_that_is_repeated_leaves_the_same_files_and_two_do_not_meet() {
+    let world = World::new(&[("4to2", two_phases(("base", 4), 2, 1))]);
+    world.distill_well("4to2");
+    let files = || {
+        let entries = std::fs::read_dir(world.run().join("export/4to2")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let first = world.export();
+    assert!(first.status.success(), "{}", stderr(&first));
+    let before = files();
+    assert!(world.export().status.success());
+    assert_eq!(files(), before, "links to what is linked already leave no temporary names");
+
+    let _held = shards::RunLock::acquire(world.run().join("export")).unwrap();
+    let output = world.export();
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("export/.lock"), "{}", stderr(&output));
+}
+
+/// `make sample` with a base model that the manifest names in TOML's other quotes and by `{run}`, and with a stage of
+/// another name than the usual five.
+#[test]
+fn pictures_are_drawn_from_the_base_and_from_every_finished_stage() {
+    let recipe = head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, "");
+    let model = SmallModel::new();
+    let world = World::around(&model.path(), (48, 24), &[("4to2-mse", recipe.clone()), ("4to2", recipe)]);
+    world.distill_well("4to2-mse");
+    let document = world.manifest().join("model.toml");
+    let text = std::fs::read_to_string(&document).unwrap();
+    std::fs::write(&document, text.replace("base = 'model'", "base = '{run}/../manifest/model'")).unwrap();
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/sample.sh");
+    let programs = Path::new(env!("CARGO_BIN_EXE_sample")).parent().unwrap();
+    let mut command = std::process::Command::new(script);
+    command.arg(programs).arg(world.manifest()).arg(world.run()).args(["cpu", "A red Circle", "7"]);
+    let output = command.env("OMP_NUM_THREADS", "1").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let folder = world.run().join("samples/a-red-circle-s7");
+    let parameters = |name: &str| {
+        let file = std::io::BufReader::new(std::fs::File::open(folder.join(name)).unwrap());
+        png::Decoder::new(file).read_info().unwrap().info().utf8_text[0].get_text().unwrap()
+    };
+    assert!(parameters("base-32.png").contains("Steps: 32, "));
+    assert!(parameters("4to2-mse.png").contains("Steps: 2, "));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "one stage is not finished");
+}
+
+/// Torch panics where these halves are put together.
+#[test]
+fn a_panic_of_torchs_is_a_failure_like_any_other() {
+    let world = World::new(&[("4to2", head(("base", 4), 2, "") + &phase("full", "mse", "full", 1, ""))]);
+    world.distill_well("4to2");
+    let file = world.stage("4to2").join("export/text_encoder_2/model.safetensors");
+    rewrite(&file, |mut tensors| {
+        let name = "text_model.encoder.layers.0.self_attn.k_proj.weight";
+        let narrow = tensors[name].narrow(1, 0, 1);
+        tensors.insert(name.to_owned(), narrow);
+        tensors
+    });
+    let output = world.export();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("Sizes of tensors must match"), "{}", stderr(&output));
 }
 
 /// Everything that entered and left an iteration, from which the loss can be computed again.

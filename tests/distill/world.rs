@@ -154,6 +154,13 @@ impl World {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
+    /// `export` of all finished stages.
+    pub fn export(&self) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_export"));
+        command.arg("--manifest").arg(self.manifest()).arg("--run").arg(self.run()).env("OMP_NUM_THREADS", "1");
+        command.output().unwrap()
+    }
+
     /// All that two runs of the same thing have to agree on, by name: exports and the last checkpoint.
     pub fn results(&self, stage: &str) -> Vec<(String, ContentHash)> {
         let stage = self.stage(stage);

@@ -164,6 +164,16 @@ fn lora_files_equal_diffusers_in_every_naming() {
     save_lora_with(&noted, None, peft_name, &[("lora_adapter_metadata", settings)]);
     assert_close("peft, alpha in the header", &draw("noted", &noted, ""), "lora_kohya");
 
+    let own = model.file("own.safetensors");
+    let settings = r#"{"r": 4, "lora_alpha": 2, "alpha_pattern": {}, "use_rslora": false, "use_dora": null}"#;
+    let bare_name = |module: &str, half: &str| peft_name(module, half).replace("unet.", "");
+    save_lora_with(&own, None, bare_name, &[("lora_adapter_metadata", settings)]);
+    assert_close("one network's own file", &draw("own", &own, ""), "lora_kohya");
+    let settings = r#"{"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 16}}"#;
+    save_lora_with(&own, None, bare_name, &[("lora_adapter_metadata", settings)]);
+    let apart = relative_error(&draw("patterns", &own, ":0.25"), &expected("lora_peft"));
+    assert!(apart > TOLERANCE, "one network's own patterns: {apart:e}");
+
     let old = model.file("old.safetensors");
     save_lora(&old, None, |module, half| format!("unet.{module}.lora.{half}.weight"));
     assert_close("diffusers before peft", &draw("old", &old, ":0.25"), "lora_peft");
@@ -235,6 +245,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         assert!(said.contains(says), "{said}");
     };
     refused(run(), &["--polish"], "unexpected argument '--polish'");
+    refused(run(), &["--manifest", "manifests/demo"], "cannot be used with '--model");
+    refused(Run::new(&model, "bad", (64, 64), 0), &[], "--steps, --images and --batch-size are at least 1");
     refused(run(), &["--negative-prompt", "x"], "--guidance-scale above 1");
     refused(run(), &["--strength", "0.5"], "--init");
     refused(run(), &["--device", "gpu"], "gpu");
@@ -251,6 +263,12 @@ fn bad_input_is_one_line_and_exit_code_2() {
     refused(run(), &["--lora", lora.to_str().unwrap()], "tensors match no module of the UNet");
     save_lora(&lora, None, |module, half| kohya_name(module, if half == "up" { "down" } else { "alpha" }));
     refused(run(), &["--lora", lora.to_str().unwrap()], "modules lack one half");
+    for settings in [r#"{"unet.use_rslora": true}"#, r#"{"use_rslora": true}"#, r#"{"use_dora": true}"#] {
+        let name =
+            |module: &str, half: &str| format!("{module}.lora_{}.weight", if half == "down" { "A" } else { "B" });
+        save_lora_with(&lora, None, name, &[("lora_adapter_metadata", settings)]);
+        refused(run(), &["--lora", lora.to_str().unwrap()], "rank-stabilised and weight-decomposed");
+    }
     std::fs::write(&lora, b"not safetensors").unwrap();
     refused(run(), &["--lora", lora.to_str().unwrap()], "not a valid safetensors file");
 
@@ -267,6 +285,18 @@ fn bad_input_is_one_line_and_exit_code_2() {
     refused(run(), &[], "tokenizer");
     std::fs::remove_dir_all(model.path()).unwrap();
     refused(run(), &[], "is not a folder");
+}
+
+/// Only the export of a stage says how many steps it takes.
+#[test]
+fn a_base_model_needs_to_be_told_its_steps() {
+    let model = SmallModel::new();
+    let mut command = program();
+    command.arg("--model").arg(model.path()).args(["--prompt", PROMPT]).arg("--out").arg(model.file("none.png"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("say --steps"), "{said}");
 }
 
 fn open(model: &SmallModel) -> Pipeline {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use encode::ModelManifest;
 use encode::cache::{Conditioning, FORMAT, LatentIndex, VERSION};
+use encode::manifest::Shape;
 use shards::npy::Npy;
 use shards::{ContentHash, Fingerprint};
 use tch::{Device, Tensor};
@@ -124,11 +126,17 @@ impl LatentShards {
         &self.fingerprint
     }
 
-    /// Refuses latents that another VAE, encoder, tokenizer, resolution or transform made.
-    pub fn check(&self, expected: &Fingerprint, shape: SampleShape) -> Result<()> {
+    /// Refuses latents that another VAE, encoder, tokenizer, resolution or transform made, and those of several shapes.
+    pub fn check(&self, model: &ModelManifest, shape: SampleShape) -> Result<()> {
+        if model.encode.shape == Shape::Buckets {
+            let reason =
+                "encode.shape is \"buckets\", and training takes latents of one shape: say \"square\" in model.toml";
+            return Err(self.refused(reason.into()));
+        }
+        let expected = encode::model_fingerprint(model)?;
         let differences: Vec<String> = self
             .fingerprint
-            .difference(expected)
+            .difference(&expected)
             .iter()
             .filter(|difference| expected.part(&difference.part).is_some())
             .map(ToString::to_string)

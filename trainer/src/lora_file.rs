@@ -166,12 +166,14 @@ impl PeftSettings {
         };
         let noted: Value =
             serde_json::from_str(&noted).map_err(|error| wrong(format!("its lora_adapter_metadata: {error}")))?;
-        if noted["unet.use_rslora"] == true || noted["unet.use_dora"] == true {
+        // A pipeline's files say of which network a setting is; those of one network (`unet.save_lora_adapter`) do not.
+        let setting = |key: &str| noted.get(format!("unet.{key}")).or_else(|| noted.get(key)).unwrap_or(&Value::Null);
+        if *setting("use_rslora") == true || *setting("use_dora") == true {
             return Err(wrong("rank-stabilised and weight-decomposed adapters are not supported".to_owned()));
         }
-        let pattern = noted["unet.alpha_pattern"].as_object().cloned().unwrap_or_default();
+        let pattern = setting("alpha_pattern").as_object().cloned().unwrap_or_default();
         Ok(Self {
-            lora_alpha: noted["unet.lora_alpha"].as_f64(),
+            lora_alpha: setting("lora_alpha").as_f64(),
             alpha_pattern: pattern.into_iter().filter_map(|(end, alpha)| Some((end, alpha.as_f64()?))).collect(),
         })
     }

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +26,13 @@ pub fn start_log(default: &str) {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
+}
+
+/// Runs a program to its exit code. A panic is a failure like any other and exits with 1: tch panics where torch refuses,
+/// for example for want of memory, and the panic's message is on standard error by then.
+pub fn exit_code_of(program: impl FnOnce() -> ExitCode) -> ExitCode {
+    // Nothing that a panic has left half done is looked at: the process ends.
+    catch_unwind(AssertUnwindSafe(program)).unwrap_or(ExitCode::FAILURE)
 }
 
 /// Says in one line why `program` failed. Its library's own errors, `E`, name their cause themselves and have exit codes
@@ -59,4 +67,16 @@ pub fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_failure_and_a_code_is_passed_on() {
+        let said = |code: ExitCode| format!("{code:?}");
+        assert_eq!(said(exit_code_of(|| panic!("torch refuses"))), said(ExitCode::FAILURE));
+        assert_eq!(said(exit_code_of(|| ExitCode::from(INTERRUPTED))), said(ExitCode::from(INTERRUPTED)));
+    }
 }

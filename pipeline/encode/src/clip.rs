@@ -66,8 +66,15 @@ impl ClipTextModel {
     /// Loads the `text_encoder` folder of a diffusers model.
     pub fn open(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let config = ClipTextConfig::read(folder)?;
-        let (model, _) = open_weights(folder, kind, device)?.build(|scope| Self::new(scope, &config))?;
+        let (model, _) = Self::weights(folder)?.to(kind, device).build(|scope| Self::new(scope, &config))?;
         Ok(model)
+    }
+
+    /// Opens the weights of a text model's folder, with a projection or without, under the published spelling.
+    /// transformers 5 writes `CLIPTextModel` without the prefix, and older files hold a buffer of position ids; both are
+    /// the same network.
+    pub fn weights(folder: &Path) -> Result<Weights> {
+        Ok(Weights::open_folder(folder, "model")?.rename(published_name)?)
     }
 
     /// All states of token ids `[B, L]`.
@@ -117,7 +124,7 @@ impl ClipTextModelWithProjection {
     /// Loads the `text_encoder_2` folder of a diffusers model.
     pub fn open(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let config = ClipTextConfig::read(folder)?;
-        let (model, _) = open_weights(folder, kind, device)?.build(|scope| Self::new(scope, &config))?;
+        let (model, _) = ClipTextModel::weights(folder)?.to(kind, device).build(|scope| Self::new(scope, &config))?;
         Ok(model)
     }
 
@@ -127,12 +134,6 @@ impl ClipTextModelWithProjection {
         let projected = self.text_projection.forward(&states.pooled);
         (states, projected)
     }
-}
-
-/// Opens a text model's weights under the published spelling. transformers 5 writes `CLIPTextModel` without the
-/// prefix, and older files hold a buffer of position ids; both are the same network.
-fn open_weights(folder: &Path, kind: Kind, device: Device) -> Result<Weights> {
-    Ok(Weights::open_folder(folder, "model")?.rename(published_name)?.to(kind, device))
 }
 
 fn published_name(name: &str) -> Option<String> {

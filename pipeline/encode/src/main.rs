@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
-use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,10 +31,10 @@ struct Arguments {
 fn main() -> ExitCode {
     console::start_log("info");
     let arguments = Arguments::parse();
-    // tch panics where torch refuses, for example for want of memory; the panic's message is on stderr by then.
-    let Ok(outcome) = catch_unwind(|| run(&arguments)) else {
-        return ExitCode::FAILURE;
-    };
+    console::exit_code_of(|| report(run(&arguments)))
+}
+
+fn report(outcome: Result<Outcome>) -> ExitCode {
     match outcome {
         Ok(Outcome::Done { totals, work }) => {
             let seconds = work.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -59,7 +58,7 @@ fn main() -> ExitCode {
         }
         Ok(Outcome::Interrupted) => {
             eprintln!("interrupted; the same command goes on from here");
-            ExitCode::from(130)
+            ExitCode::from(console::INTERRUPTED)
         }
         Err(error) => {
             eprintln!("encode-latents: {error}");

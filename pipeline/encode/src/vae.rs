@@ -76,11 +76,13 @@ impl AutoencoderKl {
     /// Loads the `vae` folder of a diffusers model.
     pub fn open(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let config = VaeConfig::read(folder)?;
-        let weights = Weights::open_folder(folder, "diffusion_pytorch_model")?
-            .rename(|name| Some(current_name(name)))?
-            .to(kind, device);
-        let (vae, _) = weights.build(|scope| Self::new(scope, &config))?;
+        let (vae, _) = Self::weights(folder)?.to(kind, device).build(|scope| Self::new(scope, &config))?;
         Ok(vae)
+    }
+
+    /// Opens the weights of a `vae` folder under today's names.
+    pub fn weights(folder: &Path) -> Result<Weights> {
+        Ok(Weights::open_folder(folder, "diffusion_pytorch_model")?.rename(|name| Some(current_name(name)))?)
     }
 
     /// The config it was built from.

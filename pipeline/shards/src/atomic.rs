@@ -1,7 +1,7 @@
 //! Publication of files: whole or not at all, and durable once visible.
 //!
 //! The order is temporary file, `fsync`, `rename`, `fsync` of the folder. A temporary file is named
-//! `.NAME.tmp` beside its target; what a killed process leaves under such a name is overwritten by the next.
+//! `.NAME.tmp` beside its target; what a killed process leaves under such a name is replaced by the next.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,6 +31,8 @@ impl AtomicFile {
         if let Some(folder) = parent(&target) {
             create_folder(folder)?;
         }
+        // Never truncated: a leftover of [`link`] is a name of another file.
+        remove_leftover(&temporary)?;
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         Ok(AtomicFile { file, temporary, target, committed: false })
     }
@@ -78,6 +80,36 @@ impl Drop for AtomicFile {
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(Error::io("write", file.target()))?;
+    file.commit()
+}
+
+/// Publishes the file `from` under the name `to` as well; a copy where the file systems differ. Neither may be changed in
+/// place afterwards.
+///
+/// # Errors
+/// [`Error::Io`]; `to` is then what it was before.
+pub fn link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let to = to.as_ref();
+    // The file itself, not a link that it may be.
+    let from = from.as_ref().canonicalize().map_err(Error::io("find", from.as_ref()))?;
+    let temporary = temporary_name(to)?;
+    if let Some(folder) = parent(to) {
+        create_folder(folder)?;
+    }
+    remove_leftover(&temporary)?;
+    if fs::hard_link(&from, &temporary).is_err() {
+        return copy(&from, to);
+    }
+    fs::rename(&temporary, to).map_err(Error::io("rename into place", to))?;
+    // A rename between two names of one file leaves both.
+    remove_leftover(&temporary)?;
+    sync_folder_of(to)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).map_err(Error::io("read", from))?;
+    let mut file = AtomicFile::create(to)?;
+    io::copy(&mut source, &mut file.file).map_err(Error::io("copy to", to))?;
     file.commit()
 }
 
@@ -134,6 +166,13 @@ pub fn is_temporary(path: &Path) -> bool {
     path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with('.') && n.ends_with(".tmp"))
 }
 
+fn remove_leftover(temporary: &Path) -> Result<()> {
+    match fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", temporary)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn temporary_name(target: &Path) -> Result<PathBuf> {
     let name = target
         .file_name()
@@ -183,6 +222,50 @@ mod tests {
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert!(is_temporary(&dir.path().join(".000000.tar.tmp")) && !is_temporary(&path));
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// Also where the name is another file's, or the file's own already, and for what a symbolic link points to.
+    #[test]
+    fn a_file_gets_a_second_name_and_nothing_else_appears() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, seen, to) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("deep/c"));
+        fs::write(&from, b"weights").unwrap();
+        std::os::unix::fs::symlink(&from, &seen).unwrap();
+        write_atomic(&to, b"another").unwrap();
+        for _ in 0..2 {
+            link(&seen, &to).unwrap();
+            assert!(!fs::symlink_metadata(&to).unwrap().is_symlink());
+            assert_eq!(fs::read(&to).unwrap(), b"weights");
+            assert_eq!(names(to.parent().unwrap()), ["c"]);
+        }
+        copy(&from, &to).unwrap();
+        assert_eq!((fs::read(&to).unwrap(), names(to.parent().unwrap())), (b"weights".to_vec(), vec!["c".to_owned()]));
+
+        let message = link(dir.path().join("absent"), &to).unwrap_err().to_string();
+        assert!(message.contains("absent"), "{message}");
+        assert_eq!(fs::read(&to).unwrap(), b"weights");
+    }
+
+    /// Killed before its rename, a link leaves a temporary name of the file that it was to give another.
+    #[test]
+    fn a_leftover_of_a_link_is_never_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("model.safetensors"), dir.path().join("other.safetensors"));
+        fs::write(&from, b"weights").unwrap();
+        let leftover = dir.path().join(".other.safetensors.tmp");
+        fs::hard_link(&from, &leftover).unwrap();
+        write_atomic(&to, b"written").unwrap();
+        fs::hard_link(&from, &leftover).unwrap();
+        link(&from, &to).unwrap();
+        assert_eq!(fs::read(&from).unwrap(), b"weights");
+        assert_eq!(names(dir.path()), ["model.safetensors", "other.safetensors"]);
     }
 
     #[test]

@@ -43,13 +43,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     console::start_log("info");
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    console::exit_code_of(|| match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("distill: {error}");
             ExitCode::from(error.exit_code())
         }
-    }
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -11,6 +11,8 @@ use trainer::{Error, Result};
 
 /// Measures the finished stages of a run and the base model on held-out captions, and writes RUN/evaluation: the table
 /// as JSON, CSV and Markdown, and report.html with charts and pictures. Goes on where it stopped.
+///
+/// Exit codes: 0 done, 1 failed, 2 the input or the recipe is wrong, 130 interrupted and resumable.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -30,13 +32,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     console::start_log("info");
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    console::exit_code_of(|| match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("evaluate: {error}");
             ExitCode::from(error.exit_code())
         }
-    }
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -9,7 +9,7 @@ use trainer::Result;
 use trainer::distill::{StagePaths, manifest_flow, release};
 use trainer::recipe::Stage;
 
-/// Writes the finished stages of a run into RUN/export in the forms that users of few-step models know: bare UNet,
+/// Writes each finished stage of a run into RUN/export/STAGE in the forms that users of few-step models know: bare UNet,
 /// LoRA, single file and workflow for ComfyUI, scheduler settings, model card.
 ///
 /// Exit codes: 0 done, 1 failed, 2 the input is wrong.
@@ -29,13 +29,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     console::start_log("info");
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    console::exit_code_of(|| match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("export: {error}");
             ExitCode::from(error.exit_code())
         }
-    }
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -43,10 +43,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     console::start_log("info");
-    match run(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    console::exit_code_of(|| match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => console::failure("pretrain", error, Error::exit_code),
-    }
+    })
 }
 
 fn run(arguments: Arguments) -> Result<()> {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use encode::Dtype;
+use encode::{Dtype, ModelManifest};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Tensor;
+use trainer::distill::distilled_steps;
 use trainer::draw::{sample_noise, step_noise};
 use trainer::sample::{
     LoraChoice, MicroCondition, ModelChoice, Parameters, Pipeline, Size, Start, latents_to_npy, noise_from_npy,
@@ -19,22 +20,29 @@ use trainer::{Error, Result};
 
 /// Draws images from prompts with a model in diffusers' layout.
 ///
-/// Image i of a prompt has the seed SEED + i, and is the same whatever else is drawn in the same run.
+/// Image i of a prompt has the seed SEED + i, and is the same whatever else is drawn in the same run. Exit codes: 0 done,
+/// 1 failed, 2 the input is wrong.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     /// The model: a folder (a base model or the export of a stage), or hf:OWNER/NAME[@REVISION][:fp16], which is fetched
-    #[arg(long, value_name = "DIR")]
-    model: String,
+    #[arg(long, value_name = "DIR", required_unless_present = "manifest")]
+    model: Option<String>,
+    /// In place of --model: the base model that the model.toml in this folder names
+    #[arg(long, value_name = "DIR", conflicts_with = "model", requires = "run")]
+    manifest: Option<PathBuf>,
+    /// The folder of the run, where model.toml says {run}
+    #[arg(long, value_name = "DIR", requires = "manifest")]
+    run: Option<PathBuf>,
     /// What to draw; may be repeated
     #[arg(long, value_name = "TEXT", required = true)]
     prompt: Vec<String>,
     /// What to keep away from; needs guidance
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// The number of steps; for a distilled model, the number it was distilled to
+    /// The number of steps [default: for the export of a stage, what it was distilled to]
     #[arg(long, value_name = "N")]
-    steps: usize,
+    steps: Option<usize>,
     /// Weight of classifier-free guidance, u + w (c - u); up to 1 there is none, as distilled models want it
     #[arg(long, value_name = "W", default_value_t = 0.0)]
     guidance_scale: f64,
@@ -94,15 +102,13 @@ struct Arguments {
 fn main() -> ExitCode {
     console::start_log("info");
     let arguments = Arguments::parse();
-    // tch panics where torch refuses, for example for want of memory; the panic's message is on stderr by then.
-    match std::panic::catch_unwind(|| run(&arguments)) {
-        Err(_) => ExitCode::FAILURE,
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
+    console::exit_code_of(|| match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
             eprintln!("sample: {error}");
             ExitCode::from(error.exit_code())
         }
-    }
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -110,8 +116,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let default = if device.is_cuda() { Dtype::Bf16 } else { Dtype::F32 };
     let kind = arguments.dtype.unwrap_or(default).kind();
     check(arguments)?;
+    let folder = folder_of(arguments)?;
+    let undistilled = || Error::Argument(format!("no stage has made {}: say --steps", folder.display()));
+    let count = match arguments.steps {
+        Some(count) => count,
+        None => distilled_steps(&folder)?.ok_or_else(undistilled)?,
+    };
     let choice = ModelChoice {
-        folder: encode::model_folder(&arguments.model, Path::new(""))?,
+        folder: folder.clone(),
         weights: arguments.weights.clone(),
         loras: arguments.lora.clone(),
         algorithm: arguments.sampler.map(Sampler::algorithm),
@@ -133,11 +145,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(file) => Some(pipeline.encode(&read_image(file, size)?)),
         None => None,
     };
-    let steps = pipeline.steps(arguments.steps)?;
+    let steps = pipeline.steps(count)?;
     let ids = MicroCondition { original: arguments.original_size.unwrap_or(size), target: size };
 
     let batches = jobs.len().div_ceil(arguments.batch_size);
-    let bar = ProgressBar::new((batches * arguments.steps) as u64).with_style(
+    let bar = ProgressBar::new((batches * count) as u64).with_style(
         ProgressStyle::with_template("{bar:30} step {pos}/{len}, {per_sec}, {eta} to go").expect("a template"),
     );
     let mut latents = Vec::new();
@@ -166,12 +178,12 @@ fn run(arguments: &Arguments) -> Result<()> {
             let parameters = Parameters {
                 prompt: prompt.to_owned(),
                 negative_prompt: arguments.negative_prompt.clone(),
-                steps: arguments.steps,
+                steps: count,
                 guidance_scale: arguments.guidance_scale,
                 seed: given.is_none().then_some(seed),
                 size,
                 sampler: pipeline.sampler(),
-                model: arguments.model.clone(),
+                model: arguments.model.clone().unwrap_or_else(|| folder.display().to_string()),
                 loras: arguments.lora.clone(),
                 strength: init.is_some().then_some(arguments.strength),
             };
@@ -188,13 +200,22 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The folder of the model, fetched where it is named by `hf:`.
+fn folder_of(arguments: &Arguments) -> Result<PathBuf> {
+    Ok(match (&arguments.model, &arguments.manifest, &arguments.run) {
+        (Some(model), ..) => encode::model_folder(model, Path::new(""))?,
+        (None, Some(manifest), Some(run)) => ModelManifest::read(manifest, run)?.base,
+        _ => unreachable!("clap asks for --model or for --manifest and --run"),
+    })
+}
+
 /// What can be refused before anything is loaded.
 fn check(arguments: &Arguments) -> Result<()> {
     let refuse = |reason: &str| Err(Error::Argument(reason.to_owned()));
     if arguments.out.extension().is_none_or(|extension| extension != "png") {
         return refuse("--out has to name a .png");
     }
-    if arguments.steps == 0 || arguments.images == 0 || arguments.batch_size == 0 {
+    if arguments.steps == Some(0) || arguments.images == 0 || arguments.batch_size == 0 {
         return refuse("--steps, --images and --batch-size are at least 1");
     }
     if !arguments.guidance_scale.is_finite() || arguments.guidance_scale < 0.0 {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nn::Weights;
 use serde::{Deserialize, Serialize};
-use shards::atomic::{read_json, sync_folder_of, write_json};
+use shards::atomic::{is_temporary, read_json, sync_folder_of, write_json};
 use shards::{ContentHash, Fingerprint};
 use tch::{Device, Kind, Tensor};
 
@@ -117,6 +117,11 @@ fn masters(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
+/// Removes what interrupted saves have left, of any position: a run that goes on need not stop where it was killed.
+pub(super) fn remove_unfinished(folder: &Path) -> Result<()> {
+    entries(folder)?.iter().filter(|path| is_temporary(path)).try_for_each(|path| remove(path))
+}
+
 /// Publishes the state, then removes all but the last `keep`.
 pub(super) fn save(
     folder: &Path,
@@ -131,7 +136,6 @@ pub(super) fn save(
         return Ok(());
     }
     let temporary = folder.join(format!(".{}.tmp", position.name()));
-    remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::io("create the folder", &temporary))?;
 
     let mut files = BTreeMap::new();
@@ -236,21 +240,23 @@ fn read(path: &Path) -> Result<(Saved, Fingerprint)> {
 
 /// Published checkpoints, oldest first.
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let is_position = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.strip_suffix(HALF).unwrap_or(name).bytes().all(|b| b.is_ascii_digit()))
+    };
+    let mut found = entries(folder)?;
+    found.retain(|path| is_position(path) && path.is_dir());
+    found.sort();
+    Ok(found)
+}
+
+/// What lies in a folder; nothing where there is none.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("read the folder", folder))? {
-        let path = entry.map_err(Error::io("read the folder", folder))?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let is_position =
-            name.is_some_and(|name| name.strip_suffix(HALF).unwrap_or(name).bytes().all(|b| b.is_ascii_digit()));
-        if is_position && path.is_dir() {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+    let entries = fs::read_dir(folder).map_err(Error::io("read the folder", folder))?;
+    entries.map(|entry| Ok(entry.map_err(Error::io("read the folder", folder))?.path())).collect()
 }
 
 fn remove(folder: &Path) -> Result<()> {

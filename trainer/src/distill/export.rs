@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use shards::Fingerprint;
-use shards::atomic::{read_json, sync_folder_of, write_atomic, write_json};
+use shards::atomic::{link, read_json, write_atomic, write_json};
 use tch::{Kind, Tensor};
 
 use super::metrics::{self, Metrics};
@@ -59,10 +60,10 @@ pub(super) fn publish(
     let scheduler = scheduler(stage, sources);
     write_atomic(export.join("scheduler/scheduler_config.json"), scheduler.to_json().as_bytes())?;
 
-    let name = |part: &str| export.join(format!("{}_{part}.safetensors", released_name(stage)));
-    link(&file, &name(if scheduler.prediction_type == PredictionType::Sample { "unet_x0" } else { "unet" }))?;
+    let name = |part: &str| export.join(format!("{}_{part}.safetensors", released_name(stage.student_steps)));
+    link(&file, name(if scheduler.prediction_type == PredictionType::Sample { "unet_x0" } else { "unet" }))?;
     if paths.adapters().is_file() {
-        link(&paths.adapters(), &name("lora"))?;
+        link(paths.adapters(), name("lora"))?;
     }
     let recorded = metrics::read(&paths.metrics())?;
     write_atomic(export.join("README.md"), card(stage, scheduler.prediction_type, &recorded, lineage).as_bytes())?;
@@ -80,8 +81,8 @@ fn scheduler(stage: &Stage, sources: &Sources) -> SchedulerConfig {
 }
 
 /// As the released files are called: `sdxl_lightning_4step`.
-pub fn released_name(stage: &Stage) -> String {
-    format!("sdxl_lightning_{}step", stage.student_steps)
+pub fn released_name(steps: u32) -> String {
+    format!("sdxl_lightning_{steps}step")
 }
 
 /// The base model's index, with the sampler that distilled models want.
@@ -123,11 +124,29 @@ pub(super) fn check_made_from(export: &Path, current: &Fingerprint) -> Result<()
     Err(Error::Stale { path: export.to_owned(), difference: differences.join(", ") })
 }
 
+/// The steps that a model was distilled to, as its export says; none for a model that no stage has made.
+pub fn distilled_steps(model: &Path) -> Result<Option<usize>> {
+    #[derive(Deserialize)]
+    struct Lineage {
+        stage: Steps,
+    }
+    #[derive(Deserialize)]
+    struct Steps {
+        student_steps: usize,
+    }
+    let path = model.join(LINEAGE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let lineage: Lineage = read_json(path)?;
+    Ok(Some(lineage.stage.student_steps))
+}
+
 /// The model card.
 fn card(stage: &Stage, prediction: PredictionType, recorded: &[Metrics], lineage: &Value) -> String {
     let steps = stage.student_steps;
     let prediction = json!(prediction);
-    let released = released_name(stage);
+    let released = released_name(steps);
     let mut card = format!(
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [sdxl, distillation, sdxl-lightning]\n---\n\
          # {steps}-step model, stage {}\n\n\
@@ -143,7 +162,14 @@ fn card(stage: &Stage, prediction: PredictionType, recorded: &[Metrics], lineage
         if steps == 1 { "" } else { "s" },
     );
     if stage.lora.is_some() {
-        card += &format!("| `{released}_lora.safetensors` | any model of the same base |\n");
+        let stands_on = match stage.teacher.is_base() {
+            true => "the base model".to_string(),
+            false => format!(
+                "the {}-step UNet of stage {}, which they were trained on",
+                stage.teacher.steps, stage.teacher.model
+            ),
+        };
+        card += &format!("| `{released}_lora.safetensors` | adapters for {stands_on} |\n");
     }
     card += "\n## Training\n\n| phase | objective | trains | iterations | learning rate | last student loss | last discriminator loss |\n|---|---|---|---|---|---|---|\n";
     for phase in &stage.phases {
@@ -184,33 +210,66 @@ fn card(stage: &Stage, prediction: PredictionType, recorded: &[Metrics], lineage
     card + &format!("\n## Recipe\n\n```json\n{recipe}\n```\n")
 }
 
+/// Links a part of the base model. Where its weights are the `fp16` variant alone, they take the plain names, under which
+/// a folder is loaded that nobody names a variant for.
 fn link_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).map_err(Error::io("create the folder", to))?;
-    for entry in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
-        let path = entry.map_err(Error::io("read the folder", from))?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() {
-            link_folder(&path, &target)?;
-        } else {
-            link(&path, &target)?;
+    let entries = fs::read_dir(from).map_err(Error::io("read the folder", from))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
+    let paths = paths.map_err(Error::io("read the folder", from))?;
+    let variant_alone = !paths.iter().any(|path| is_weights(path) && plain_name(path).is_none());
+    for path in &paths {
+        let name = path.file_name().unwrap_or_default();
+        match plain_name(path).filter(|_| variant_alone) {
+            _ if path.is_dir() => link_folder(path, &to.join(name))?,
+            None => link(path, to.join(name))?,
+            Some(plain) if plain.ends_with(".json") => write_plain_index(path, &to.join(plain))?,
+            Some(plain) => link(path, to.join(plain))?,
         }
     }
-    sync_folder_of(to)?;
     Ok(())
 }
 
-/// One file under two names; a copy where the file systems differ. Nothing in a run is ever changed in place.
-pub fn link(from: &Path, to: &Path) -> Result<()> {
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+/// Whether a file is one of weights or names some.
+fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".safetensors") || name.contains(".safetensors.index.")
+}
+
+/// The name without its variant, of a file of weights that has one: `model.fp16.safetensors`, and of shards and their
+/// index both `model.fp16-00001-of-00002.safetensors` and `model-00001-of-00002.fp16.safetensors`.
+fn plain_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let plain = name.replace(".fp16.", ".").replace(".fp16-", "-");
+    (is_weights(path) && plain != name).then_some(plain)
+}
+
+/// An index whose shards are linked under their plain names.
+fn write_plain_index(from: &Path, to: &Path) -> Result<()> {
+    let mut index: Value = read_json(from)?;
+    for shard in index["weight_map"].as_object_mut().into_iter().flat_map(|map| map.values_mut()) {
+        if let Some(plain) = shard.as_str().and_then(|name| plain_name(Path::new(name))) {
+            *shard = plain.into();
+        }
     }
-    if to.exists() {
-        fs::remove_file(to).map_err(Error::io("remove", to))?;
-    }
-    // The file itself, not a link that it may be.
-    let from = from.canonicalize().map_err(Error::io("find", from))?;
-    match fs::hard_link(&from, to) {
-        Ok(()) => Ok(()),
-        Err(_) => fs::copy(&from, to).map(|_| ()).map_err(Error::io("copy to", to)),
+    Ok(write_json(to, &index)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_weights_have_a_variant() {
+        for (name, plain) in [
+            ("model.fp16.safetensors", Some("model.safetensors")),
+            ("model.safetensors.index.fp16.json", Some("model.safetensors.index.json")),
+            ("model.fp16-00001-of-00002.safetensors", Some("model-00001-of-00002.safetensors")),
+            ("model-00001-of-00002.fp16.safetensors", Some("model-00001-of-00002.safetensors")),
+            ("model.safetensors", None),
+            ("model.safetensors.index.json", None),
+            ("notes.fp16.json", None),
+        ] {
+            assert_eq!(plain_name(Path::new(name)).as_deref(), plain, "{name}");
+        }
     }
 }

@@ -15,7 +15,7 @@ mod report;
 mod run;
 mod tensorboard;
 
-pub use export::released_name;
+pub use export::{distilled_steps, released_name};
 pub use paths::StagePaths;
 pub use plan::{PhasePlan, StagePlan, model_shapes, plan, product_rate};
 pub use rehearsal::{Rehearsal, Shapes};

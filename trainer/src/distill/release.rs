@@ -1,30 +1,35 @@
 //! `export`: a finished stage in every form that users of the released models know.
 //!
 //! ```text
-//! RUN/export/  sdxl_lightning_Nstep_unet.safetensors   (unet_x0 for one step)   diffusers' UNet alone
-//!              sdxl_lightning_Nstep_lora.safetensors                            adapters, kohya's names
-//!              sdxl_lightning_Nstep.safetensors        (_x0 for one step)       everything, for ComfyUI
-//!              sdxl_lightning_workflow_*.json                                   for ComfyUI, API format
-//!              scheduler_config.json, README_Nstep.md
+//! RUN/export/STAGE/  sdxl_lightning_Nstep_unet.safetensors   (unet_x0 for one step)   diffusers' UNet alone
+//!                    sdxl_lightning_Nstep_lora.safetensors                            adapters, kohya's names
+//!                    sdxl_lightning_Nstep.safetensors        (_x0 for one step)       everything, for ComfyUI
+//!                    sdxl_lightning_workflow_*.json                                   for ComfyUI, API format
+//!                    scheduler_config_Nstep.json, README_Nstep.md
 //! ```
+//!
+//! Files are named by their steps, as the released models' are, and folders by the stage: a run may have several stages
+//! of the same steps.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use encode::{ClipTextConfig, ModelManifest, VaeConfig};
+use encode::{AutoencoderKl, ClipTextConfig, ClipTextModel, ModelManifest, VaeConfig};
 use nn::Weights;
 use serde_json::{Value, json};
-use shards::atomic::write_json;
+use shards::RunLock;
+use shards::atomic::{link, write_json};
 use tch::{Device, Kind, Tensor};
 
-use super::export::{link, released_name};
+use super::export::released_name;
 use super::paths::StagePaths;
+use crate::flow::Formulation;
 use crate::model::{ModelFolder, UNET_STEM};
 use crate::recipe::Stage;
 use crate::single_file::{self, Configurations, Networks, Part};
 use crate::{Error, Result};
 
-/// Writes all forms of one finished stage into `RUN/export` and names them.
+/// Writes all forms of one finished stage into `RUN/export/STAGE` and names them.
 pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf>> {
     let paths = StagePaths::new(run, &stage.name);
     let folder = paths.export();
@@ -33,9 +38,12 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
         return Err(Error::NoTeacher { folder, hint });
     }
     let base = ModelManifest::read(manifest, run)?;
-    let out = run.join("export");
-    let released = released_name(stage);
-    let x0 = if stage.predicts_data() { "_x0" } else { "" };
+    let exports = run.join("export");
+    let _lock = RunLock::acquire(&exports)?;
+    let out = exports.join(&stage.name);
+    let released = released_name(stage.student_steps);
+    let model = ModelFolder::open(&folder)?;
+    let x0 = if model.formulation == Formulation::Sample { "_x0" } else { "" };
 
     let mut written = Vec::new();
     let mut place = |name: String| {
@@ -43,32 +51,27 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
         written.push(path.clone());
         path
     };
-    link(&folder.join(format!("unet/{UNET_STEM}.safetensors")), &place(format!("{released}_unet{x0}.safetensors")))?;
-    link(&folder.join("README.md"), &place(format!("README_{}step.md", stage.student_steps)))?;
+    link(folder.join(format!("unet/{UNET_STEM}.safetensors")), place(format!("{released}_unet{x0}.safetensors")))?;
+    link(folder.join("README.md"), place(format!("README_{}step.md", stage.student_steps)))?;
     link(
-        &folder.join("scheduler/scheduler_config.json"),
-        &place(format!("scheduler_config_{}step.json", stage.student_steps)),
+        folder.join("scheduler/scheduler_config.json"),
+        place(format!("scheduler_config_{}step.json", stage.student_steps)),
     )?;
     let whole = format!("{released}{x0}.safetensors");
-    let model = ModelFolder::open(&folder)?;
     write_single_file(&place(whole.clone()), &folder, &model)?;
     let side = base.resolution;
     let workflow = place(format!("sdxl_lightning_workflow_full_{}step.json", stage.student_steps));
-    write_json(workflow, &workflow_of(stage, &whole, None, side))?;
+    write_json(workflow, &workflow_of(stage, &model, &whole, None, side))?;
     if paths.adapters().is_file() {
         let lora = format!("{released}_lora.safetensors");
-        link(&paths.adapters(), &place(lora.clone()))?;
+        link(paths.adapters(), place(lora.clone()))?;
         let workflow = place(format!("sdxl_lightning_workflow_lora_{}step.json", stage.student_steps));
-        write_json(workflow, &workflow_of(stage, "sd_xl_base_1.0.safetensors", Some(&lora), side))?;
+        write_json(workflow, &workflow_of(stage, &model, &lora_base(stage), Some(&lora), side))?;
     }
     Ok(written)
 }
 
 fn write_single_file(path: &Path, folder: &Path, model: &ModelFolder) -> Result<()> {
-    let tensors = |part: &str, stem: &str| -> Result<BTreeMap<String, Tensor>> {
-        let weights = Weights::open_folder(&folder.join(part), stem)?.to(Kind::Half, Device::Cpu);
-        weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect()
-    };
     let configurations = Configurations {
         unet: model.unet.clone(),
         vae: VaeConfig::read(&folder.join("vae"))?,
@@ -76,19 +79,34 @@ fn write_single_file(path: &Path, folder: &Path, model: &ModelFolder) -> Result<
         text_encoder_2: ClipTextConfig::read(&folder.join("text_encoder_2"))?,
     };
     let networks = Networks::from([
-        (Part::UNet, tensors("unet", UNET_STEM)?),
-        (Part::Vae, tensors("vae", UNET_STEM)?),
-        (Part::TextEncoder, tensors("text_encoder", "model")?),
-        (Part::TextEncoder2, tensors("text_encoder_2", "model")?),
+        (Part::UNet, tensors(model.weights(Kind::Half, Device::Cpu)?)?),
+        (Part::Vae, tensors(AutoencoderKl::weights(&folder.join("vae"))?)?),
+        (Part::TextEncoder, tensors(ClipTextModel::weights(&folder.join("text_encoder"))?)?),
+        (Part::TextEncoder2, tensors(ClipTextModel::weights(&folder.join("text_encoder_2"))?)?),
     ]);
     single_file::write(path, &networks, &configurations)
 }
 
+/// All tensors by the names that the networks know, in FP16.
+fn tensors(weights: Weights) -> Result<BTreeMap<String, Tensor>> {
+    let weights = weights.to(Kind::Half, Device::Cpu);
+    weights.names().into_iter().map(|name| Ok((name.to_string(), weights.tensor(name)?))).collect()
+}
+
+/// The single file that a stage's adapters were trained on: its teacher's.
+fn lora_base(stage: &Stage) -> String {
+    match stage.teacher.is_base() {
+        true => "sd_xl_base_1.0.safetensors".into(),
+        false => format!("{}.safetensors", released_name(stage.teacher.steps)),
+    }
+}
+
 /// ComfyUI's graph in its API format: Euler on the `sgm_uniform` (trailing) grid without guidance, as many steps as
 /// the model was distilled to, and a model that predicts data told so.
-fn workflow_of(stage: &Stage, checkpoint: &str, lora: Option<&str>, side: u32) -> Value {
+fn workflow_of(stage: &Stage, model: &ModelFolder, checkpoint: &str, lora: Option<&str>, side: u32) -> Value {
     let node = |class: &str, title: &str, inputs: Value| json!({ "class_type": class, "inputs": inputs, "_meta": { "title": title } });
     let mut nodes = serde_json::Map::new();
+    let predicts_data = model.formulation == Formulation::Sample;
     let mut model = json!(["1", 0]);
     nodes.insert("1".into(), node("CheckpointLoaderSimple", "Load the checkpoint", json!({ "ckpt_name": checkpoint })));
     if let Some(lora) = lora {
@@ -96,7 +114,7 @@ fn workflow_of(stage: &Stage, checkpoint: &str, lora: Option<&str>, side: u32) -
         nodes.insert("2".into(), node("LoraLoaderModelOnly", "Load the adapters", inputs));
         model = json!(["2", 0]);
     }
-    if stage.predicts_data() {
+    if predicts_data {
         let inputs = json!({ "model": model, "sampling": "x0", "zsnr": false });
         nodes.insert("3".into(), node("ModelSamplingDiscrete", "The model predicts data", inputs));
         model = json!(["3", 0]);
@@ -121,7 +139,7 @@ fn workflow_of(stage: &Stage, checkpoint: &str, lora: Option<&str>, side: u32) -
         ),
     );
     nodes.insert("8".into(), node("VAEDecode", "Decode", json!({ "samples": ["7", 0], "vae": ["1", 2] })));
-    let inputs = json!({ "images": ["8", 0], "filename_prefix": released_name(stage) });
+    let inputs = json!({ "images": ["8", 0], "filename_prefix": released_name(stage.student_steps) });
     nodes.insert("9".into(), node("SaveImage", "Save", inputs));
     Value::Object(nodes)
 }

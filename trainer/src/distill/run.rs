@@ -53,7 +53,7 @@ impl World {
         let latents_folder = run.join(encode::cache::LATENTS);
         let latents = LatentShards::open(&latents_folder)?;
         let shape = SampleShape::of(&base.unet, model.resolution);
-        latents.check(&encode::model_fingerprint(&model)?, shape)?;
+        latents.check(&model, shape)?;
         let null_prompt = null_prompt(&base, &latents_folder)?;
         let (run, latents) = (run.to_owned(), Arc::new(latents));
         Ok(World { run, base, latents, latents_folder, null_prompt, shape, device })
@@ -87,6 +87,7 @@ pub enum Done {
 pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &AtomicBool) -> Result<Done> {
     let paths = StagePaths::new(&world.run, &stage.name);
     let _lock = RunLock::acquire(paths.root())?;
+    checkpoint::remove_unfinished(&paths.checkpoints())?;
     let sources = open_sources(world, stage)?;
     let fingerprint = fingerprint(world, stage, &sources)?;
     if paths.is_done() {
