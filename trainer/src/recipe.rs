@@ -137,7 +137,7 @@ pub struct Phase {
     pub guidance_scale: f64,
     /// Updates.
     pub iterations: u64,
-    /// Learning rate of the student.
+    /// Learning rate of the student. Zero where the discriminator alone learns, at its own rate.
     pub learning_rate: f64,
     /// Learning rate of the discriminator, where it is not the student's, as it is in the paper: with small batches and
     /// few updates it has to be far ahead to tell the student anything (two time scales, Heusel et al. 2017).
@@ -454,13 +454,13 @@ impl Stage {
         if phase.iterations == 0 {
             return refuse("iterations is zero");
         }
-        for (key, rate) in [
-            ("learning_rate", Some(phase.learning_rate)),
-            ("discriminator_learning_rate", phase.discriminator_learning_rate),
-        ] {
-            if rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-                return refuse(format!("{key} has to be positive"));
-            }
+        let positive = |rate: f64| rate > 0.0 && rate.is_finite();
+        if phase.discriminator_learning_rate.is_some_and(|rate| !positive(rate)) {
+            return refuse("discriminator_learning_rate has to be positive");
+        }
+        let rests = phase.learning_rate == 0.0 && phase.discriminator_learning_rate.is_some();
+        if !positive(phase.learning_rate) && !rests {
+            return refuse("learning_rate has to be positive; zero is for phases with a discriminator_learning_rate");
         }
         if phase.discriminator_learning_rate.is_some() && !phase.objective.is_adversarial() {
             return refuse("discriminator_learning_rate, but no discriminator");
