@@ -245,7 +245,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
         assert!(said.contains(says), "{said}");
     };
     refused(run(), &["--polish"], "unexpected argument '--polish'");
-    refused(run(), &["--manifest", "manifests/demo"], "cannot be used with '--model");
+    refused(run(), &["--manifest", "manifests/demo"], "'--model <DIR>' cannot be used with '--manifest <DIR>'");
     refused(Run::new(&model, "bad", (64, 64), 0), &[], "--steps, --images and --batch-size are at least 1");
     refused(run(), &["--negative-prompt", "x"], "--guidance-scale above 1");
     refused(run(), &["--strength", "0.5"], "--init");
