@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::server::Answer;
+use crate::server::{Answer, Server};
 use crate::world::{Finished, Row, World, jpeg, kill_until_it_ends};
 
 const ROWS: u64 = 120;
@@ -188,6 +188,41 @@ fn a_dead_network_stops_the_run_and_fails_no_row() {
     world.document(&text.replace("allow = [", &format!("allow = [{}, ", allow.join(", "))));
     world.curate(&[]).ends_with(1).says("is the network up?");
     assert!(!world.curated("index.json").exists());
+}
+
+/// Its rows come first, and more of them than there may be requests; the rows behind them do not wait.
+#[test]
+fn a_host_that_is_slow_or_asks_for_patience_holds_up_no_other() {
+    let throttling = Answer::status(429).with("Retry-After", "1");
+    let slow = Answer::ok(jpeg(256, 256, 1000)).after(Duration::from_millis(300));
+    for (name, answer) in [("throttling", throttling), ("slow", slow)] {
+        let world = World::empty();
+        let fast = Server::start_on("127.0.0.2");
+        let rows = |server: &Server, count: u64, answer: &dyn Fn(u64) -> Answer| -> Vec<Row> {
+            let urls = (0..count).map(|n| server.route(&format!("/{n}.jpg"), answer(n)));
+            urls.map(|url| Row::new(url, "some words")).collect()
+        };
+        let mut table = rows(&world.server, 30, &|_| answer.clone());
+        table.extend(rows(&fast, 60, &|n| Answer::ok(jpeg(256, 256, n))));
+        world.laion("laion/a.parquet", &table);
+        world.recipe_with("", "concurrency = 4\nper_host = 2\nmax_retry_after_seconds = 60.0\n");
+        let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+        world.document(&recipe.replace("allow = [", "allow = [\"127.0.0.2:*\", "));
+        let mut child = world.start();
+        while fast.requests() < 60 {
+            assert!(child.try_wait().unwrap().is_none(), "{name}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let asked = world.server.requests();
+        assert!(asked < 15, "{name}: {asked} of 30 rows were answered before the others");
+        if name == "slow" {
+            Finished(child.wait_with_output().unwrap()).ends_with(0);
+            assert_eq!(world.index().totals["rows"], 90);
+        } else {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
 }
 
 #[test]

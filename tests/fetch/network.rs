@@ -56,9 +56,43 @@ async fn no_more_requests_are_in_flight_than_allowed() {
     let lookup = Names::new(names.map(|name| (name, vec![vec![[127, 0, 0, 1]]])));
     let fetcher = Fetcher::with_lookup(FetchConfig { per_host: 8, concurrency: 5, ..config() }, lookup).unwrap();
     let urls: Vec<_> = (0..40).map(|i| format!("http://{}:{}/{i}", names[i % 4], server.port())).collect();
-    let all = join_all(urls.iter().map(|url| fetcher.get(url))).await;
-    assert!(all.into_iter().all(|one| one.unwrap().is_ok()));
+    // A body is in flight until it is dropped, here at once.
+    let all = join_all(urls.iter().map(async |url| fetcher.get(url).await.unwrap().is_ok())).await;
+    assert!(all.into_iter().all(|is_ok| is_ok));
     assert_eq!(in_flight.most.load(Ordering::SeqCst), 5);
+
+    let one = Fetcher::new(FetchConfig { concurrency: 1, ..config() }).unwrap();
+    let (held, url) = (one.get(&server.url("/held")).await.unwrap().unwrap(), server.url("/next"));
+    let mut next = Box::pin(one.get(&url));
+    let waiting = tokio::time::timeout(Duration::from_millis(200), &mut next).await;
+    assert!(waiting.is_err() && server.connections() == 41, "whoever holds a body holds its place");
+    drop(held);
+    assert!(next.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_host_takes_nobody_s_place() {
+    let silent = Server::start(|_, _, stream| async move {
+        let _open = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let (server, _) = unhurried().await;
+    let names = Names::new(["slow.example", "fast.example"].map(|name| (name, vec![vec![[127, 0, 0, 1]]])));
+    let config = FetchConfig { per_host: 1, concurrency: 2, ..config() };
+    let fetcher = Fetcher::with_lookup(config, names).unwrap();
+    let slow: Vec<_> = (0..20).map(|i| format!("http://slow.example:{}/{i}", silent.port())).collect();
+    let mut slow = Box::pin(join_all(slow.iter().map(|url| fetcher.get(url))));
+    let fast = async {
+        for i in 0..8 {
+            let url = format!("http://fast.example:{}/{i}", server.port());
+            assert!(fetcher.get(&url).await.unwrap().is_ok());
+        }
+    };
+    tokio::select! {
+        _ = &mut slow => panic!("twenty rows of a silent host came first"),
+        () = fast => {}
+    }
 }
 
 #[tokio::test]

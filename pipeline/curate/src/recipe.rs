@@ -117,7 +117,7 @@ impl Bound {
 pub struct Fetch {
     /// Who asks, with a way to reach them.
     pub user_agent: String,
-    /// Rows in flight: requested, arriving or waiting for a core.
+    /// Rows in flight: requested, arriving or waiting for a core. Rows that wait for their host are not among them.
     pub concurrency: usize,
     /// Requests at once to one host.
     pub per_host: usize,

@@ -17,6 +17,10 @@ use crate::record::{Answer, Record, Rejection};
 use crate::row::{Candidate, RowId};
 use crate::stop::Stop;
 
+/// Rows taken up for each request that may be in flight. Most of them wait for their host's turn, which may be long in
+/// coming, and must not keep the rows of other hosts waiting; each takes some kilobytes.
+const ROWS_PER_REQUEST: usize = 64;
+
 /// How often a wait looks whether the run is to stop.
 pub const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -39,23 +43,24 @@ impl Worker {
     /// Works until the candidates end or the run is to stop. Of the candidates in flight at a stop, some are
     /// answered and the others are asked for again by the next run.
     ///
-    /// What bodies take is bounded by the fetcher's budget: a body gives its part back when it is measured.
+    /// The fetcher bounds the requests, a row's from its request until its image is measured, and what bodies take.
     pub async fn run(self, mut candidates: feed::Receiver<Candidate>) {
-        let mut in_flight = JoinSet::new();
+        let most = self.recipe.fetch.concurrency.saturating_mul(ROWS_PER_REQUEST);
+        let mut taken_up = JoinSet::new();
         let mut poll = tokio::time::interval(STOP_POLL);
         loop {
             tokio::select! {
-                candidate = candidates.recv(), if in_flight.len() < self.recipe.fetch.concurrency => match candidate {
-                    Some(candidate) => drop(in_flight.spawn(self.clone().answer(candidate))),
+                candidate = candidates.recv(), if taken_up.len() < most => match candidate {
+                    Some(candidate) => drop(taken_up.spawn(self.clone().answer(candidate))),
                     None => break,
                 },
-                Some(_) = in_flight.join_next() => {}
+                Some(_) = taken_up.join_next() => {}
                 _ = poll.tick() => if self.stop.is_raised() { return },
             }
         }
         while !self.stop.is_raised() {
             tokio::select! {
-                joined = in_flight.join_next() => if joined.is_none() { return },
+                joined = taken_up.join_next() => if joined.is_none() { return },
                 _ = poll.tick() => {}
             }
         }

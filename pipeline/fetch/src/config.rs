@@ -19,7 +19,8 @@ pub struct FetchConfig {
     pub bytes: ByteLimits,
     /// Most redirects of one request.
     pub max_redirects: u32,
-    /// Requests in flight, over all hosts.
+    /// Requests in flight, over all hosts: from the request until it failed or its body is dropped. What waits for its
+    /// host's turn is not among them.
     pub concurrency: usize,
     /// Requests in flight to one host.
     pub per_host: usize,

@@ -20,7 +20,7 @@ use crate::budget::{Budget, Reserved};
 use crate::client::{Clients, ConnectTimedOut, SendError};
 use crate::config::ConfigError;
 use crate::dns::{DnsCache, Lookup, ResolveError, SystemLookup};
-use crate::hosts::{HeldTooLong, Hosts};
+use crate::hosts::{HeldTooLong, Hosts, Turn};
 use crate::retry::{backoff, parse_retry_after};
 use crate::{AllowList, ByteLimits, Failure, FailureClass, FetchConfig, Outage, body, robots};
 
@@ -138,12 +138,14 @@ impl Shared {
             let total = self.config.timeouts.total;
             let too_long = || target.trouble(FailureClass::TotalTimeout, format!("over {total:?}"));
             let began = Instant::now();
-            let hop = timeout(total.saturating_sub(spent), self.exchange(&target)).await.map_err(|_| too_long())??;
+            // In boxes of their own, so that those who wait for a turn, many more than have one, take little memory.
+            let exchange = Box::pin(self.exchange(&target));
+            let hop = timeout(total.saturating_sub(spent), exchange).await.map_err(|_| too_long())??;
             spent += began.elapsed();
             match hop {
                 Hop::Answered(response) => {
                     let reserved = self.budget.reserve(self.most_bytes_of(&response)).await;
-                    let answer = self.answer(&target, response, reserved);
+                    let answer = Box::pin(self.answer(&target, response, reserved, turn));
                     return timeout(total.saturating_sub(spent), answer).await.map_err(|_| too_long())?;
                 }
                 Hop::Redirected(next) => {
@@ -227,6 +229,7 @@ impl Shared {
         target: &Target,
         response: Response<Incoming>,
         reserved: Reserved,
+        turn: Turn,
     ) -> Result<Answer, Trouble> {
         let (head, body) = response.into_parts();
         let headers = head.headers;
@@ -239,7 +242,7 @@ impl Shared {
         }
         let content_type =
             headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        Ok(Answer { body: reserved.keep(body), url: target.url.clone(), content_type })
+        Ok(Answer { body: reserved.keep(body, turn.leave_host()), url: target.url.clone(), content_type })
     }
 }
 
