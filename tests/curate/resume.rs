@@ -174,20 +174,35 @@ fn a_changed_recipe_or_table_is_refused_by_name() {
     assert_eq!((world.snapshot(), world.server.requests()), (before, requests));
 }
 
-#[test]
-fn a_dead_network_stops_the_run_and_fails_no_row() {
-    let world = World::of_rows(30);
-    // Every row at another host, and nobody there: a port that was free a moment ago, on many loopback hosts.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+/// A world whose rows lead each to another host, to `address(n)`, all of which may be reached.
+fn of_hosts(address: impl Fn(u8) -> String) -> World {
+    let world = World::empty();
     let rows: Vec<Row> =
-        (1..60).map(|n| Row::new(format!("http://127.0.0.{n}:{dead}/{n}.jpg"), "nobody is there")).collect();
+        (1..60).map(|n| Row::new(format!("http://{}/{n}.jpg", address(n)), "nobody is there")).collect();
     world.laion("laion/part-0.parquet", &rows);
     world.recipe_with("", "concurrency = 4\noutage_failures = 20\noutage_hosts = 5\nconnect_seconds = 2.0\n");
     let text = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
-    let allow: Vec<String> = (1..60).map(|n| format!("\"127.0.0.{n}:*\"")).collect();
+    let allow: Vec<String> = (1..60).map(|n| format!("\"{}:*\"", address(n).split(':').next().unwrap())).collect();
     world.document(&text.replace("allow = [", &format!("allow = [{}, ", allow.join(", "))));
+    world
+}
+
+#[test]
+fn a_dead_network_stops_the_run_and_fails_no_row() {
+    // No connection is ever made to a multicast address: there is no way, as without a network.
+    let world = of_hosts(|n| format!("224.0.0.{n}"));
     world.curate(&[]).ends_with(1).says("is the network up?");
     assert!(!world.curated("index.json").exists());
+}
+
+/// Rows that are asked for again fail again, most of them. That is no outage.
+#[test]
+fn dead_hosts_stop_no_run_and_may_be_asked_for_again() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let world = of_hosts(|n| format!("127.0.0.{n}:{dead}"));
+    world.curate(&[]).ends_with(0);
+    world.curate(&["--retry-failed", "connect"]).ends_with(0);
+    assert_eq!(world.index().totals["reasons"], serde_json::json!({ "fetch.connect": 59 }));
 }
 
 /// Its rows come first, and more of them than there may be requests; the rows behind them do not wait.

@@ -142,7 +142,8 @@ pub struct Fetch {
     pub attempts: u32,
     /// Longest Retry-After that is waited for.
     pub max_retry_after_seconds: f64,
-    /// Requests in a row that must fail, over at least `outage_hosts` hosts, to stop the run; 0 for never.
+    /// Name resolutions or connections in a row that must fail on our side of the network, over at least `outage_hosts`
+    /// hosts, to stop the run; 0 for never.
     pub outage_failures: u32,
     /// Hosts among those failures.
     pub outage_hosts: u32,

@@ -82,8 +82,9 @@ pub struct RetryPolicy {
     pub seed: u64,
 }
 
-/// When the network counts as down: `failures` name resolutions or connections in a row failed,
-/// over at least `hosts` hosts, and none succeeded.
+/// When the network counts as down: `failures` name resolutions or connections in a row failed on our side of it, over
+/// at least `hosts` hosts, and nothing came back from beyond. A name server that does not answer is such a failure, and
+/// so is a network without a way out; a name that does not exist and a host that refuses or keeps silent are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerPolicy {
     /// Failures in a row; 0 turns the breaker off.

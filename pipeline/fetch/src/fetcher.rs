@@ -166,11 +166,12 @@ impl Shared {
                 return Err(target.trouble(FailureClass::FirstByteTimeout, detail));
             }
             Ok(Err(error)) => {
-                let class = class_of_send_error(&error);
-                if matches!(class, FailureClass::Connect | FailureClass::ConnectTimeout) {
-                    self.breaker.failed(Layer::Connection, &target.host);
+                match sign_of(&error) {
+                    Some(Sign::Down) => self.breaker.failed(Layer::Connection, &target.host),
+                    Some(Sign::Up) => self.breaker.succeeded(Layer::Connection),
+                    None => {}
                 }
-                return Err(target.trouble(class, root_cause(&error)));
+                return Err(target.trouble(class_of_send_error(&error), root_cause(&error)));
             }
             Ok(Ok(response)) => response,
         };
@@ -407,6 +408,8 @@ fn class_of_status(status: StatusCode, headers: &HeaderMap) -> FailureClass {
         401 | 403 | 407 | 451 => FailureClass::Forbidden,
         404 => FailureClass::NotFound,
         410 => FailureClass::Gone,
+        // The server did not wait for the request; the next may be faster.
+        408 => FailureClass::ServerError,
         429 => FailureClass::RateLimited,
         400..=499 => FailureClass::ClientError,
         503 if headers.contains_key(RETRY_AFTER) => FailureClass::RateLimited,
@@ -438,6 +441,23 @@ fn class_of_send_error(error: &SendError) -> FailureClass {
         FailureClass::Truncated
     } else {
         FailureClass::Protocol
+    }
+}
+
+/// What a failed request tells of the network on our side.
+enum Sign {
+    Up,
+    Down,
+}
+
+/// A refusal came over the network, and a network that cannot be reached is ours. Silence may be the host's.
+fn sign_of(error: &SendError) -> Option<Sign> {
+    use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, ConnectionReset, NetworkDown, NetworkUnreachable};
+    let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().filter(|e| e.raw_os_error().is_some()));
+    match kind?.kind() {
+        NetworkUnreachable | NetworkDown | AddrNotAvailable => Some(Sign::Down),
+        ConnectionRefused | ConnectionReset => Some(Sign::Up),
+        _ => None,
     }
 }
 
