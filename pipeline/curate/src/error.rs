@@ -53,6 +53,17 @@ pub enum Error {
         /// The parts of the fingerprint that differ.
         differences: Vec<Difference>,
     },
+    /// The run whose answers are to be used again asked or measured otherwise.
+    #[error(
+        "{}: its answers are not those of this recipe: {}; what changes them needs a new run, without --refilter",
+        folder.display(), list(differences)
+    )]
+    NotComparable {
+        /// `RUN/curated` of that run.
+        folder: PathBuf,
+        /// The parts of the fingerprint that differ and are no rules.
+        differences: Vec<Difference>,
+    },
     /// Nothing to verify or to go on from.
     #[error("{}: holds no finished run; run `curate` without this option first", folder.display())]
     Unfinished {
@@ -95,6 +106,7 @@ impl Error {
             | Error::NoTable { .. }
             | Error::Table { .. }
             | Error::Changed { .. }
+            | Error::NotComparable { .. }
             | Error::Unfinished { .. }
             | Error::InTheMiddle { .. }
             | Error::Store { wrong: true, .. } => 2,
