@@ -90,6 +90,9 @@ pub enum Error {
     /// A file could not be read, written or locked.
     #[error(transparent)]
     Storage(#[from] shards::Error),
+    /// A fault of this program.
+    #[error("a request panicked, which is a fault of this program: {0}")]
+    Panicked(String),
     /// SIGINT or SIGTERM.
     #[error("interrupted; run the same command again to go on")]
     Interrupted,
@@ -111,7 +114,11 @@ impl Error {
             | Error::InTheMiddle { .. }
             | Error::Store { wrong: true, .. } => 2,
             Error::Interrupted => 130,
-            Error::Inconsistent { .. } | Error::Outage(_) | Error::Storage(_) | Error::Store { .. } => 1,
+            Error::Inconsistent { .. }
+            | Error::Outage(_)
+            | Error::Panicked(_)
+            | Error::Storage(_)
+            | Error::Store { .. } => 1,
         }
     }
 

@@ -365,6 +365,8 @@ mod tests {
             (format!("{MINIMAL}speed = 3\n"), "speed"),
             (MINIMAL.replace("laion", "lion"), "lion"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nconcurrency = 0\n"), "fetch.concurrency"),
+            (MINIMAL.replace("[fetch]\n", "[fetch]\nconcurrency = 65537\n"), "fetch.concurrency"),
+            (MINIMAL.replace("[fetch]\n", "[fetch]\nper_host = 9223372036854775807\n"), "fetch.per_host"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\ntotal_seconds = -1\n"), "fetch.total_seconds"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nmax_bytes_in_flight = 9999\n"), "fetch.max_bytes_in_flight"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nallow = [\"everything\"]\n"), "everything"),

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use fetch::{Fetched, Fetcher};
 use tokio::sync::{mpsc as feed, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
+use crate::error::Error;
 use crate::journal::{Journal, Location};
 use crate::measure::measure;
 use crate::reason::Reason;
@@ -54,15 +55,25 @@ impl Worker {
                     Some(candidate) => drop(taken_up.spawn(self.clone().answer(candidate))),
                     None => break,
                 },
-                Some(_) = taken_up.join_next() => {}
+                Some(joined) = taken_up.join_next() => self.look_at(joined),
                 _ = poll.tick() => if self.stop.is_raised() { return },
             }
         }
         while !self.stop.is_raised() {
             tokio::select! {
-                joined = taken_up.join_next() => if joined.is_none() { return },
+                joined = taken_up.join_next() => match joined {
+                    Some(joined) => self.look_at(joined),
+                    None => return,
+                },
                 _ = poll.tick() => {}
             }
+        }
+    }
+
+    /// A row whose request panicked has no answer, and no run may end without it.
+    fn look_at(&self, joined: Result<(), JoinError>) {
+        if let Err(error) = joined {
+            self.stop.raise(Error::Panicked(error.to_string()));
         }
     }
 
@@ -104,4 +115,33 @@ fn failed(failure: &fetch::Failure) -> Rejection {
 
 fn panicked() -> Rejection {
     Rejection { reason: Reason::Decode("decoder_panic"), detail: "measuring the image panicked".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::DOCUMENT;
+
+    #[test]
+    fn a_request_that_panics_stops_the_run_with_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "[fetch]\nuser_agent = \"test/1.0 (+https://example.org)\"\n\
+                    [[source]]\nkind = \"laion\"\npaths = [\"/t\"]\n";
+        std::fs::write(folder.path().join(DOCUMENT), text).unwrap();
+        let recipe = Arc::new(Recipe::read(folder.path(), folder.path()).unwrap());
+        let (journal, _) = Journal::open(&folder.path().join("answers"), None).unwrap();
+        let worker = Worker {
+            fetcher: recipe.fetch.fetcher().unwrap(),
+            recipe,
+            journal: Arc::new(journal),
+            answered: mpsc::channel().0,
+            stop: Stop::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let joined = runtime.block_on(async { tokio::spawn(async { panic!("of a test") }).await });
+        worker.look_at(joined);
+        let error = worker.stop.check().unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("of a test"), "{error}");
+    }
 }
