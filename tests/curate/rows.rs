@@ -410,3 +410,23 @@ fn what_changes_the_answers_themselves_is_refused_with_its_own_advice() {
     let refused = run_again(&world, "again", true).ends_with(2).says("image.store changed").says("without --refilter");
     assert!(!refused.stderr().contains("remove this folder"), "{}", refused.stderr());
 }
+
+#[test]
+fn a_caption_of_which_cleaning_leaves_nothing_is_none() {
+    let world = World::empty();
+    let row =
+        |n: u64, text: &str| Row::new(world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(256, 256, n))), text);
+    let rows = [
+        row(0, "<br/>"),
+        row(1, "https://example.org/a.jpg"),
+        row(2, "\u{200b}\u{feff}"),
+        row(3, "<a photo of a cat>"),
+        row(4, "<a href='x'>a cat</a>"),
+    ];
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    assert_eq!(reasons(&world), BTreeMap::from([("filter.no_caption".to_owned(), 3)]));
+    let captions: Vec<_> = world.samples().iter().map(|s| s.require("txt").unwrap().to_owned()).collect();
+    assert_eq!(captions, [b"<a photo of a cat>".as_slice(), b"a cat"]);
+}

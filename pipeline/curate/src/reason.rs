@@ -44,7 +44,7 @@ pub enum Filter {
     Score(Score),
     /// The URL is null or empty.
     NoUrl,
-    /// The caption is null or blank.
+    /// The caption is null or blank, or nothing is left of it when it is cleaned.
     NoCaption,
     /// There is no NSFW label.
     NsfwMissing,

@@ -156,7 +156,7 @@ impl<'a, 'r> Stretch<'a, 'r> {
             let cleaned = caption::clean(caption, &self.captions.rules);
             let reason = if url.trim().is_empty() {
                 Some(Reason::Filter(Filter::NoUrl))
-            } else if caption.trim().is_empty() {
+            } else if caption.trim().is_empty() || cleaned.text.trim().is_empty() {
                 Some(Reason::Filter(Filter::NoCaption))
             } else if let Some(unwanted) = unwanted {
                 Some(Reason::Filter(unwanted))
