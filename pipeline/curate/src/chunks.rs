@@ -405,7 +405,7 @@ mod tests {
             .with_compression(compression)
             .finish(frame)
             .unwrap();
-        let blob = store::find(&path.to_string_lossy()).unwrap().swap_remove(0);
+        let blob = store::find(&path.to_string_lossy()).unwrap().unwrap().swap_remove(0);
         (folder, blob)
     }
 

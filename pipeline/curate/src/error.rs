@@ -17,12 +17,14 @@ pub enum Error {
         reason: String,
     },
     /// A path or glob of a source leads to no table.
-    #[error("source {source_index}: no parquet file matches {pattern}")]
+    #[error("source {source_index}: no parquet file matches {pattern}: {reason}")]
     NoTable {
         /// Position of the source in the recipe, from 0.
         source_index: usize,
         /// The path as it was resolved.
         pattern: String,
+        /// What is there instead.
+        reason: String,
     },
     /// A table cannot be read, or is not the table that the recipe takes it for.
     #[error("{}: {reason}", path.display())]

@@ -167,14 +167,16 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// The path in full. It may be a glob, and so nothing in the names of the folders that it begins with is one.
     fn resolve(&self, written: &str) -> Result<String, String> {
-        let named = written.replace("{run}", &self.run.to_string_lossy());
-        if named.contains("://") {
-            return Ok(named);
+        if written.contains("://") {
+            return Ok(written.replace("{run}", &self.run.to_string_lossy()));
         }
+        let literal = |path: &Path| glob::Pattern::escape(&path.to_string_lossy());
+        let named = written.replace("{run}", &literal(self.run));
         let base = std::path::absolute(self.manifest).map_err(|e| format!("source.paths: {e}"))?;
         let base = if written.contains("{run}") { std::env::current_dir().map_err(|e| e.to_string())? } else { base };
-        Ok(base.join(named).to_string_lossy().into_owned())
+        Ok(Path::new(&literal(&base)).join(named).to_string_lossy().into_owned())
     }
 }
 
