@@ -258,6 +258,25 @@ fn verify_finds_every_damage_and_a_run_finds_a_missing_shard() {
     world.curate(&[]).ends_with(1).says("000001.tar");
     fs::write(&shard, whole).unwrap();
     world.curate(&["--verify"]).ends_with(0);
+    for name in ["samples.parquet", "ledger/000000.jsonl"] {
+        let whole = fs::read(world.curated(name)).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        fs::write(world.curated(name), flipped).unwrap();
+        world.curate(&["--verify"]).ends_with(1).says(name).says("SHA-256 is");
+        fs::write(world.curated(name), whole).unwrap();
+    }
+    let stray = world.curated("shards/000099.tar");
+    fs::write(&stray, b"").unwrap();
+    world.curate(&["--verify"]).ends_with(1).says("000099.tar: is not in the index");
+    fs::remove_file(stray).unwrap();
+
+    // The index of an earlier version names shards alone.
+    let index = world.curated("index.json");
+    let mut earlier: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    assert!(earlier["totals"].as_object_mut().unwrap().remove("files").is_some());
+    fs::write(&index, earlier.to_string()).unwrap();
+    world.curate(&["--verify"]).ends_with(0);
 }
 
 #[test]
