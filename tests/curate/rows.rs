@@ -430,3 +430,19 @@ fn a_caption_of_which_cleaning_leaves_nothing_is_none() {
     let captions: Vec<_> = world.samples().iter().map(|s| s.require("txt").unwrap().to_owned()).collect();
     assert_eq!(captions, [b"<a photo of a cat>".as_slice(), b"a cat"]);
 }
+
+#[test]
+fn hosts_are_told_by_the_name_that_is_asked() {
+    let world = World::empty();
+    let urls = [
+        "http://a.example/1",
+        "http://A.Example/2",
+        "HTTPS://a.example./3",
+        "http:\\\\a.example\\4",
+        "http://b.example/",
+    ];
+    world.laion("laion/a.parquet", &urls.map(|url| Row::new(url.to_owned(), "some words")));
+    world.recipe("");
+    let plan = world.curate(&["--plan"]).ends_with(0).stdout();
+    assert!(plan.contains("of 2 hosts") && plan.contains("4  80.000%  a.example\n"), "{plan}");
+}

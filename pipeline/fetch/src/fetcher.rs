@@ -314,6 +314,17 @@ impl SpeedWindow {
     }
 }
 
+/// The host of a URL, as requests are counted for it: `EXAMPLE.org.` is `example.org`, and `0x7f.1` is `127.0.0.1`.
+/// None for what is no URL with a host.
+#[must_use]
+pub fn host_of(url: &str) -> Option<String> {
+    Url::parse(url.trim()).ok().as_ref().and_then(host_name)
+}
+
+fn host_name(url: &Url) -> Option<String> {
+    Some(url.host()?.to_string().trim_end_matches('.').to_owned())
+}
+
 /// A URL that may be asked, as far as the URL itself tells.
 #[derive(Debug, Clone)]
 struct Target {
@@ -334,7 +345,7 @@ impl Target {
         if !matches!(url.scheme(), "http" | "https") {
             return refused(FailureClass::BlockedScheme, url.scheme());
         }
-        let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
+        let (Some(name), Some(host), Some(port)) = (host_name(&url), url.host(), url.port_or_known_default()) else {
             return refused(FailureClass::InvalidUrl, "no host");
         };
         // The URL parser has turned every spelling of an IPv4 address into one: octal,
@@ -347,12 +358,11 @@ impl Target {
         if let Some(address) = literal.filter(|&address| !allow.permits_on(address, Some(port))) {
             return refused(FailureClass::BlockedIp, &format!("{address} is not public"));
         }
-        let host = host.to_string();
         url.set_fragment(None);
         // Neither call fails on a URL that has a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
-        Ok(Self { url, host, port })
+        Ok(Self { url, host: name, port })
     }
 
     fn trouble(&self, class: FailureClass, detail: String) -> Trouble {

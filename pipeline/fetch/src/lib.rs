@@ -34,5 +34,5 @@ pub use client::tls_config;
 pub use config::{BreakerPolicy, ByteLimits, ConfigError, FetchConfig, RetryPolicy, Timeouts};
 pub use dns::{Lookup, SystemLookup};
 pub use failure::{Failure, FailureClass, Outage};
-pub use fetcher::{Fetched, Fetcher};
+pub use fetcher::{Fetched, Fetcher, host_of};
 pub use retry::parse_retry_after;
