@@ -291,7 +291,10 @@ fn a_process_without_parent_or_terminal_writes_plain_lines() {
 fn failed_rows_are_asked_for_again_by_class_and_added() {
     let world = World::of_rows(60);
     world.curate(&["--retry-failed", "not_found"]).ends_with(2).says("no finished run");
-    world.curate(&["--retry-failed", "tired"]).ends_with(2).says("tired");
+    for no_failure in ["tired", "filter"] {
+        let says = format!("\"{no_failure}\" names no failure of fetch or decode");
+        world.curate(&["--retry-failed", no_failure]).ends_with(2).says(&says);
+    }
     world.curate(&[]).ends_with(0);
     let first = world.snapshot();
     let kept = world.samples().len();
