@@ -8,4 +8,5 @@ mod s3;
 mod server;
 mod steps;
 mod stores;
+mod tables;
 mod world;

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::server::Answer;
+use crate::server::{Answer, Server};
 use crate::world::{Finished, Row, World, jpeg, kill_until_it_ends};
 
 const ROWS: u64 = 120;
@@ -174,20 +174,70 @@ fn a_changed_recipe_or_table_is_refused_by_name() {
     assert_eq!((world.snapshot(), world.server.requests()), (before, requests));
 }
 
-#[test]
-fn a_dead_network_stops_the_run_and_fails_no_row() {
-    let world = World::of_rows(30);
-    // Every row at another host, and nobody there: a port that was free a moment ago, on many loopback hosts.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+/// A world whose rows lead each to another host, to `address(n)`, all of which may be reached.
+fn of_hosts(address: impl Fn(u8) -> String) -> World {
+    let world = World::empty();
     let rows: Vec<Row> =
-        (1..60).map(|n| Row::new(format!("http://127.0.0.{n}:{dead}/{n}.jpg"), "nobody is there")).collect();
+        (1..60).map(|n| Row::new(format!("http://{}/{n}.jpg", address(n)), "nobody is there")).collect();
     world.laion("laion/part-0.parquet", &rows);
     world.recipe_with("", "concurrency = 4\noutage_failures = 20\noutage_hosts = 5\nconnect_seconds = 2.0\n");
     let text = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
-    let allow: Vec<String> = (1..60).map(|n| format!("\"127.0.0.{n}:*\"")).collect();
+    let allow: Vec<String> = (1..60).map(|n| format!("\"{}:*\"", address(n).split(':').next().unwrap())).collect();
     world.document(&text.replace("allow = [", &format!("allow = [{}, ", allow.join(", "))));
+    world
+}
+
+#[test]
+fn a_dead_network_stops_the_run_and_fails_no_row() {
+    // No connection is ever made to a multicast address: there is no way, as without a network.
+    let world = of_hosts(|n| format!("224.0.0.{n}"));
     world.curate(&[]).ends_with(1).says("is the network up?");
     assert!(!world.curated("index.json").exists());
+}
+
+/// Rows that are asked for again fail again, most of them. That is no outage.
+#[test]
+fn dead_hosts_stop_no_run_and_may_be_asked_for_again() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let world = of_hosts(|n| format!("127.0.0.{n}:{dead}"));
+    world.curate(&[]).ends_with(0);
+    world.curate(&["--retry-failed", "connect"]).ends_with(0);
+    assert_eq!(world.index().totals["reasons"], serde_json::json!({ "fetch.connect": 59 }));
+}
+
+/// Its rows come first, and more of them than there may be requests; the rows behind them do not wait.
+#[test]
+fn a_host_that_is_slow_or_asks_for_patience_holds_up_no_other() {
+    let throttling = Answer::status(429).with("Retry-After", "1");
+    let slow = Answer::ok(jpeg(256, 256, 1000)).after(Duration::from_millis(300));
+    for (name, answer) in [("throttling", throttling), ("slow", slow)] {
+        let world = World::empty();
+        let fast = Server::start_on("127.0.0.2");
+        let rows = |server: &Server, count: u64, answer: &dyn Fn(u64) -> Answer| -> Vec<Row> {
+            let urls = (0..count).map(|n| server.route(&format!("/{n}.jpg"), answer(n)));
+            urls.map(|url| Row::new(url, "some words")).collect()
+        };
+        let mut table = rows(&world.server, 30, &|_| answer.clone());
+        table.extend(rows(&fast, 60, &|n| Answer::ok(jpeg(256, 256, n))));
+        world.laion("laion/a.parquet", &table);
+        world.recipe_with("", "concurrency = 4\nper_host = 2\nmax_retry_after_seconds = 60.0\n");
+        let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+        world.document(&recipe.replace("allow = [", "allow = [\"127.0.0.2:*\", "));
+        let mut child = world.start();
+        while fast.requests() < 60 {
+            assert!(child.try_wait().unwrap().is_none(), "{name}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let asked = world.server.requests();
+        assert!(asked < 15, "{name}: {asked} of 30 rows were answered before the others");
+        if name == "slow" {
+            Finished(child.wait_with_output().unwrap()).ends_with(0);
+            assert_eq!(world.index().totals["rows"], 90);
+        } else {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
 }
 
 #[test]
@@ -208,6 +258,25 @@ fn verify_finds_every_damage_and_a_run_finds_a_missing_shard() {
     world.curate(&[]).ends_with(1).says("000001.tar");
     fs::write(&shard, whole).unwrap();
     world.curate(&["--verify"]).ends_with(0);
+    for name in ["samples.parquet", "ledger/000000.jsonl"] {
+        let whole = fs::read(world.curated(name)).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        fs::write(world.curated(name), flipped).unwrap();
+        world.curate(&["--verify"]).ends_with(1).says(name).says("SHA-256 is");
+        fs::write(world.curated(name), whole).unwrap();
+    }
+    let stray = world.curated("shards/000099.tar");
+    fs::write(&stray, b"").unwrap();
+    world.curate(&["--verify"]).ends_with(1).says("000099.tar: is not in the index");
+    fs::remove_file(stray).unwrap();
+
+    // The index of an earlier version names shards alone.
+    let index = world.curated("index.json");
+    let mut earlier: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    assert!(earlier["totals"].as_object_mut().unwrap().remove("files").is_some());
+    fs::write(&index, earlier.to_string()).unwrap();
+    world.curate(&["--verify"]).ends_with(0);
 }
 
 #[test]
@@ -222,7 +291,10 @@ fn a_process_without_parent_or_terminal_writes_plain_lines() {
 fn failed_rows_are_asked_for_again_by_class_and_added() {
     let world = World::of_rows(60);
     world.curate(&["--retry-failed", "not_found"]).ends_with(2).says("no finished run");
-    world.curate(&["--retry-failed", "tired"]).ends_with(2).says("tired");
+    for no_failure in ["tired", "filter"] {
+        let says = format!("\"{no_failure}\" names no failure of fetch or decode");
+        world.curate(&["--retry-failed", no_failure]).ends_with(2).says(&says);
+    }
     world.curate(&[]).ends_with(0);
     let first = world.snapshot();
     let kept = world.samples().len();

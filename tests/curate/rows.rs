@@ -330,3 +330,119 @@ fn new_thresholds_over_stored_answers_make_what_a_run_with_them_would_have_made(
     assert!(loose.contains("stored.file_not_kept"), "{loose}");
     refilter("other", "/nowhere").ends_with(2).says("no finished run");
 }
+
+/// The recipe of `world` with the tables of its run named in full, for runs in other folders.
+fn recipe_for_any_run(world: &World) -> String {
+    let recipe = fs::read_to_string(world.path("manifest/data.toml")).unwrap();
+    recipe.replace("{run}", &world.run_folder().to_string_lossy())
+}
+
+/// Runs the recipe in another folder, over the answers of the first run if `stored`.
+fn run_again(world: &World, run: &str, stored: bool) -> crate::world::Finished {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_curate"));
+    command.arg("--manifest").arg(world.path("manifest")).arg("--run").arg(world.path(run));
+    if stored {
+        command.arg("--refilter").arg(world.run_folder());
+    }
+    crate::world::Finished(command.output().unwrap())
+}
+
+/// What a run published of its rows.
+fn published(world: &World, run: &str) -> (BTreeMap<std::ffi::OsString, Vec<u8>>, Vec<u8>) {
+    let curated = world.path(run).join("curated");
+    let shards = fs::read_dir(curated.join("shards")).unwrap().map(|f| f.unwrap());
+    let shards = shards.map(|f| (f.file_name(), fs::read(f.path()).unwrap())).collect();
+    (shards, fs::read(curated.join("samples.parquet")).unwrap())
+}
+
+#[test]
+fn a_copy_takes_the_place_of_an_original_that_a_stricter_rule_turns_down() {
+    let world = World::empty();
+    let rows: Vec<Row> = (0..24)
+        .map(|n| {
+            // The first of each three with the same bytes has a score that a stricter threshold does not admit.
+            let url = world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(256, 256, n / 3)));
+            Row { score: Some(if n % 3 == 0 { 6.0 } else { 7.0 }), ..Row::new(url, "some words") }
+        })
+        .collect();
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    assert_eq!(reasons(&world), BTreeMap::from([("duplicate.exact".to_owned(), 16)]));
+    world.document(&recipe_for_any_run(&world).replace("above = 5.5", "above = 6.5"));
+    run_again(&world, "again", true).ends_with(0);
+    run_again(&world, "fresh", false).ends_with(0);
+    assert!(published(&world, "again") == published(&world, "fresh"));
+    let index: Index<Value> = Index::load(world.path("again/curated"), "stepdown-curated", 1).unwrap().unwrap();
+    assert_eq!(index.totals["reasons"], serde_json::json!({ "duplicate.exact": 8, "filter.aesthetic_v2": 8 }));
+    assert_eq!(index.count(), 8);
+}
+
+#[test]
+fn stricter_limits_on_the_size_hold_for_stored_answers_too() {
+    let world = World::empty();
+    let mut turned = jpeg(300, 220, 3);
+    let exif = b"\xFF\xE1\x00\x22Exif\0\0MM\0\x2A\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    turned.splice(2..2, exif.iter().copied());
+    let row = |name: &str, image: Vec<u8>| Row::new(world.server.route(name, Answer::ok(image)), "some words");
+    let rows = [row("/1.jpg", jpeg(256, 256, 1)), row("/2.jpg", jpeg(300, 210, 2)), row("/3.jpg", turned)];
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    let recipe = recipe_for_any_run(&world);
+    for (run, rule, reason) in [("pixels", "max_pixels = 65000", 2), ("side", "max_side = 299", 2)] {
+        world.document(&recipe.replace("[image]\n", &format!("[image]\n{rule}\n")));
+        run_again(&world, run, true).ends_with(0);
+        let fresh = format!("fresh-{run}");
+        run_again(&world, &fresh, false).ends_with(0);
+        assert!(published(&world, run) == published(&world, &fresh), "{rule}");
+        let index: Index<Value> = Index::load(world.path(run).join("curated"), "stepdown-curated", 1).unwrap().unwrap();
+        assert_eq!(index.totals["reasons"], serde_json::json!({ "decode.too_many_pixels": reason }));
+    }
+}
+
+#[test]
+fn what_changes_the_answers_themselves_is_refused_with_its_own_advice() {
+    let world = World::of_rows(3);
+    world.curate(&[]).ends_with(0);
+    let recipe = recipe_for_any_run(&world);
+    world.document(&recipe.replace("[image]\n", "[image]\nstore = { square_jpeg = { side = 96, quality = 90 } }\n"));
+    let refused = run_again(&world, "again", true).ends_with(2).says("image.store changed").says("without --refilter");
+    assert!(!refused.stderr().contains("remove this folder"), "{}", refused.stderr());
+}
+
+#[test]
+fn a_caption_of_which_cleaning_leaves_nothing_is_none() {
+    let world = World::empty();
+    let row =
+        |n: u64, text: &str| Row::new(world.server.route(&format!("/{n}.jpg"), Answer::ok(jpeg(256, 256, n))), text);
+    let rows = [
+        row(0, "<br/>"),
+        row(1, "https://example.org/a.jpg"),
+        row(2, "\u{200b}\u{feff}"),
+        row(3, "<a photo of a cat>"),
+        row(4, "<a href='x'>a cat</a>"),
+    ];
+    world.laion("laion/a.parquet", &rows);
+    world.recipe("");
+    world.curate(&[]).ends_with(0);
+    assert_eq!(reasons(&world), BTreeMap::from([("filter.no_caption".to_owned(), 3)]));
+    let captions: Vec<_> = world.samples().iter().map(|s| s.require("txt").unwrap().to_owned()).collect();
+    assert_eq!(captions, [b"<a photo of a cat>".as_slice(), b"a cat"]);
+}
+
+#[test]
+fn hosts_are_told_by_the_name_that_is_asked() {
+    let world = World::empty();
+    let urls = [
+        "http://a.example/1",
+        "http://A.Example/2",
+        "HTTPS://a.example./3",
+        "http:\\\\a.example\\4",
+        "http://b.example/",
+    ];
+    world.laion("laion/a.parquet", &urls.map(|url| Row::new(url.to_owned(), "some words")));
+    world.recipe("");
+    let plan = world.curate(&["--plan"]).ends_with(0).stdout();
+    assert!(plan.contains("of 2 hosts") && plan.contains("4  80.000%  a.example\n"), "{plan}");
+}

@@ -40,6 +40,7 @@ impl Answer {
 /// A server that runs until the test ends.
 #[derive(Clone)]
 pub struct Server {
+    address: &'static str,
     pub port: u16,
     routes: Arc<Mutex<HashMap<String, Answer>>>,
     asked: Arc<Mutex<HashMap<String, u64>>>,
@@ -48,8 +49,14 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Server::start_on("127.0.0.1")
+    }
+
+    /// On another address of this machine, which makes it another host.
+    pub fn start_on(address: &'static str) -> Server {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let server = Server {
+            address,
             port: listener.local_addr().unwrap().port(),
             routes: Arc::default(),
             asked: Arc::default(),
@@ -69,7 +76,7 @@ impl Server {
     /// Makes `path` answer so; returns its address.
     pub fn route(&self, path: &str, answer: Answer) -> String {
         self.routes.lock().unwrap().insert(path.to_owned(), answer);
-        format!("http://127.0.0.1:{}{path}", self.port)
+        format!("http://{}:{}{path}", self.address, self.port)
     }
 
     /// Delays every answer by a time that depends on its path and on `seed`.

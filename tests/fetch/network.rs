@@ -56,9 +56,43 @@ async fn no_more_requests_are_in_flight_than_allowed() {
     let lookup = Names::new(names.map(|name| (name, vec![vec![[127, 0, 0, 1]]])));
     let fetcher = Fetcher::with_lookup(FetchConfig { per_host: 8, concurrency: 5, ..config() }, lookup).unwrap();
     let urls: Vec<_> = (0..40).map(|i| format!("http://{}:{}/{i}", names[i % 4], server.port())).collect();
-    let all = join_all(urls.iter().map(|url| fetcher.get(url))).await;
-    assert!(all.into_iter().all(|one| one.unwrap().is_ok()));
+    // A body is in flight until it is dropped, here at once.
+    let all = join_all(urls.iter().map(async |url| fetcher.get(url).await.unwrap().is_ok())).await;
+    assert!(all.into_iter().all(|is_ok| is_ok));
     assert_eq!(in_flight.most.load(Ordering::SeqCst), 5);
+
+    let one = Fetcher::new(FetchConfig { concurrency: 1, ..config() }).unwrap();
+    let (held, url) = (one.get(&server.url("/held")).await.unwrap().unwrap(), server.url("/next"));
+    let mut next = Box::pin(one.get(&url));
+    let waiting = tokio::time::timeout(Duration::from_millis(200), &mut next).await;
+    assert!(waiting.is_err() && server.connections() == 41, "whoever holds a body holds its place");
+    drop(held);
+    assert!(next.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_host_takes_nobody_s_place() {
+    let silent = Server::start(|_, _, stream| async move {
+        let _open = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let (server, _) = unhurried().await;
+    let names = Names::new(["slow.example", "fast.example"].map(|name| (name, vec![vec![[127, 0, 0, 1]]])));
+    let config = FetchConfig { per_host: 1, concurrency: 2, ..config() };
+    let fetcher = Fetcher::with_lookup(config, names).unwrap();
+    let slow: Vec<_> = (0..20).map(|i| format!("http://slow.example:{}/{i}", silent.port())).collect();
+    let mut slow = Box::pin(join_all(slow.iter().map(|url| fetcher.get(url))));
+    let fast = async {
+        for i in 0..8 {
+            let url = format!("http://fast.example:{}/{i}", server.port());
+            assert!(fetcher.get(&url).await.unwrap().is_ok());
+        }
+    };
+    tokio::select! {
+        _ = &mut slow => panic!("twenty rows of a silent host came first"),
+        () = fast => {}
+    }
 }
 
 #[tokio::test]
@@ -114,24 +148,72 @@ async fn a_dead_name_server_stops_the_run_and_marks_few() {
     assert_eq!(fetcher.get(&url(0)).await, Err(outage), "until another run");
 }
 
+/// A port of this machine at which nobody listens.
+fn closed_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Linux finds no way to a multicast address by TCP, as it finds none to any address without a network.
 #[tokio::test]
-async fn refused_connections_everywhere_are_an_outage_but_not_on_one_host() {
-    let port = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
-    let names = Arc::new(Switchable(AtomicBool::new(true)));
+async fn a_network_without_a_way_out_is_an_outage_but_not_on_one_host() {
     let breaker = BreakerPolicy { failures: 10, hosts: 5 };
-    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let fetcher = || {
+        let allow = fetch::AllowList::parse(&(1..=9).map(|n| format!("224.0.0.{n}:*")).collect::<Vec<_>>()).unwrap();
+        Fetcher::new(FetchConfig { breaker, allow, ..config() }).unwrap()
+    };
+    let one_host = fetcher();
     for i in 0..30 {
-        let outcome = fetcher.get(&format!("http://one.example:{port}/{i}")).await;
+        let outcome = one_host.get(&format!("http://224.0.0.1/{i}")).await;
         assert_eq!(outcome.unwrap().unwrap_err().class, FailureClass::Connect);
     }
+    let many = fetcher();
     let mut outage = None;
     for i in 0..10 {
-        outage = outage.or(fetcher.get(&format!("http://h{i}.example:{port}/")).await.err());
+        outage = outage.or(many.get(&format!("http://224.0.0.{}/", 1 + i % 9)).await.err());
     }
     assert_eq!(outage.map(|outage| outage.what), Some("connections"));
+}
+
+/// As where rows are asked for again that failed like this before.
+#[tokio::test]
+async fn hosts_that_are_gone_are_no_outage_however_many() {
+    let port = closed_port();
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let refusing = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let unknown = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, Names::new([])).unwrap();
+    for i in 0..40 {
+        let url = format!("http://h{i}.example:{port}/");
+        assert_eq!(refusing.get(&url).await.unwrap().unwrap_err().class, FailureClass::Connect);
+        assert_eq!(unknown.get(&url).await.unwrap().unwrap_err().class, FailureClass::Dns);
+    }
+}
+
+/// A name server that is silent, behind a resolver that gives up later than a connection does.
+#[derive(Debug)]
+struct SlowToGiveUp;
+
+impl Lookup for SlowToGiveUp {
+    fn lookup(&self, _: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            Err(io::Error::other("Temporary failure in name resolution"))
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_resolver_that_gives_up_after_the_connection_did_is_an_outage_too() {
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, Arc::new(SlowToGiveUp)).unwrap();
+    let outcomes = join_all((0..10).map(|i| {
+        let fetcher = fetcher.clone();
+        async move { fetcher.get(&format!("http://h{i}.example/")).await }
+    }));
+    assert!(outcomes.await.into_iter().all(|outcome| outcome.unwrap().unwrap_err().class == ConnectTimeout));
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let outage = fetcher.get("http://another.example/").await.unwrap_err();
+    assert_eq!((outage.what, outage.failures), ("name resolutions", 10));
 }
 
 /// A name server that never answers.

@@ -83,6 +83,12 @@ impl Tally {
         self.duplicates.is_placeholder(content)
     }
 
+    /// Counts a row as a placeholder that was counted as a copy of one.
+    pub fn call_copy_placeholder(&mut self) {
+        self.rejected.remove(Reason::Duplicate(Duplicate::Exact), 1);
+        self.rejected.add(Reason::Duplicate(Duplicate::Placeholder), 1);
+    }
+
     /// Counts a sample as dropped that turned out to be a placeholder.
     pub fn drop_placeholder(&mut self) {
         self.kept -= 1;

@@ -20,7 +20,8 @@ pub enum Rule {
     Mojibake,
     /// HTML entities, also doubly escaped ones: `&amp;#39;` becomes `'`.
     Entities,
-    /// HTML tags of known names become a space.
+    /// HTML tags of known names become a space. What follows a name within a tag is an attribute with a value, as in
+    /// `<a href="x">`: `<a photo of a cat>` is none.
     Tags,
     /// `http://`, `https://` and `www.` addresses.
     Urls,
@@ -150,7 +151,7 @@ macro_rules! pattern {
 
 pattern!(
     TAGS,
-    r#"(?i)</?(?:a|b|i|u|s|p|br|hr|em|strong|small|big|sub|sup|font|span|div|img|ul|ol|li|table|tbody|tr|td|th|h[1-6]|center|code|pre|blockquote|iframe|script|style|input|form|button|label|figure|figcaption|section|article)(?:\s[^<>]*)?/?>"#
+    r#"(?i)</?(?:a|b|i|u|s|p|br|hr|em|strong|small|big|sub|sup|font|span|div|img|ul|ol|li|table|tbody|tr|td|th|h[1-6]|center|code|pre|blockquote|iframe|script|style|input|form|button|label|figure|figcaption|section|article)(?:\s+[a-z][\w:.-]*\s*=[^<>]*)?\s*/?>"#
 );
 pattern!(URLS, r#"(?i)\b(?:https?://|www\.)[^\s<>"]+"#);
 pattern!(EMAILS, r"(?i)\b[a-z0-9][a-z0-9._%+-]*@[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}\b");
@@ -250,6 +251,7 @@ mod tests {
             (Rule::Mojibake, "CafÃ© â€œOlÃ©â€\u{9d}", "Café “Olé”"),
             (Rule::Entities, "rock &amp;#39;n&amp;#39; roll &amp;amp; blues", "rock 'n' roll & blues"),
             (Rule::Tags, "a<br/>b <b class=\"x\">c</b>", "a b  c "),
+            (Rule::Tags, "<a\nhref = x target=_blank>d</a ><br /><HR>", " d   "),
             (Rule::Urls, "see https://a.b/c?d=e and www.f.org now", "see   and   now"),
             (Rule::Emails, "mail a.b@c.org today", "mail   today"),
             (Rule::Handles, "by @some.body today", "by   today"),
@@ -272,6 +274,7 @@ mod tests {
             "airbus a380 at iso800",
             "h2o",
             "C++ and C#",
+            "<a photo of a cat>",
             "a < b > c",
             "1 <3 you",
             "free shipping to Norway",

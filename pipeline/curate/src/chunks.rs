@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use polars::prelude::{
-    ArrowField, BooleanChunked, DataType, NewChunkedArray, PlSmallStr, PolarsError, PolarsResult, Series,
+    ArrowDataType, ArrowField, BooleanChunked, NewChunkedArray, PlSmallStr, PolarsError, PolarsResult, Series,
 };
 use polars_buffer::Buffer;
 use polars_parquet::parquet::compression::Compression;
@@ -33,8 +33,9 @@ const AHEAD: u64 = 4 << 20;
 /// What the end of a parquet file says.
 #[derive(Debug)]
 pub struct Footer {
-    /// Names and types of the columns.
-    pub columns: Vec<(String, DataType)>,
+    /// Names and types of the columns, as the file has them: most are of no interest, and some of no kind that can
+    /// be read here.
+    pub columns: Vec<(String, ArrowDataType)>,
     /// Rows of each row group.
     pub row_groups: Vec<usize>,
     /// Hash over length and footer of the file: column statistics, offsets and schema. Another content with the
@@ -90,7 +91,7 @@ impl Footer {
             let fields = infer_schema(&metadata)?.iter_values().cloned().collect::<Vec<_>>();
             Ok((metadata, fields))
         })?;
-        let columns = fields.iter().map(|field| (field.name.to_string(), DataType::from_arrow_field(field))).collect();
+        let columns = fields.iter().map(|field| (field.name.to_string(), field.dtype.clone())).collect();
         let row_groups = metadata.row_groups.iter().map(|group| group.num_rows()).collect();
         Ok(Footer { columns, row_groups, identity: ContentHash::of(&hashed), metadata, fields })
     }
@@ -136,7 +137,7 @@ impl Footer {
             None => return Err(malformed("has no row group")),
         };
         Ok(ColumnChunks {
-            field: field.clone(),
+            field: ArrowField::new(field.name.clone(), read_as(&field.dtype), field.is_nullable),
             descriptor,
             chunks: chunks.into_iter().map(|(_, chunk)| chunk).collect(),
         })
@@ -344,6 +345,20 @@ impl PageCursor {
     }
 }
 
+/// The type that values are decoded into. Some types of columns have no array in this build of polars, or none that is
+/// of use, and the bytes on the disk are those of a simpler one: of categories the text, of short integers an `i32`,
+/// of half-precision numbers two bytes.
+fn read_as(dtype: &ArrowDataType) -> ArrowDataType {
+    use ArrowDataType::{Dictionary, FixedSizeBinary, Float16, Int8, Int16, Int32, UInt8, UInt16, UInt32};
+    match dtype {
+        Dictionary(_, values, _) => values.as_ref().clone(),
+        Int8 | Int16 => Int32,
+        UInt8 | UInt16 => UInt32,
+        Float16 => FixedSizeBinary(2),
+        other => other.clone(),
+    }
+}
+
 fn out_of_spec(reason: &'static str) -> PolarsError {
     PolarsError::ComputeError(reason.into())
 }
@@ -390,7 +405,7 @@ mod tests {
             .with_compression(compression)
             .finish(frame)
             .unwrap();
-        let blob = store::find(&path.to_string_lossy()).unwrap().swap_remove(0);
+        let blob = store::find(&path.to_string_lossy()).unwrap().unwrap().swap_remove(0);
         (folder, blob)
     }
 

@@ -17,12 +17,14 @@ pub enum Error {
         reason: String,
     },
     /// A path or glob of a source leads to no table.
-    #[error("source {source_index}: no parquet file matches {pattern}")]
+    #[error("source {source_index}: no parquet file matches {pattern}: {reason}")]
     NoTable {
         /// Position of the source in the recipe, from 0.
         source_index: usize,
         /// The path as it was resolved.
         pattern: String,
+        /// What is there instead.
+        reason: String,
     },
     /// A table cannot be read, or is not the table that the recipe takes it for.
     #[error("{}: {reason}", path.display())]
@@ -53,6 +55,17 @@ pub enum Error {
         /// The parts of the fingerprint that differ.
         differences: Vec<Difference>,
     },
+    /// The run whose answers are to be used again asked or measured otherwise.
+    #[error(
+        "{}: its answers are not those of this recipe: {}; what changes them needs a new run, without --refilter",
+        folder.display(), list(differences)
+    )]
+    NotComparable {
+        /// `RUN/curated` of that run.
+        folder: PathBuf,
+        /// The parts of the fingerprint that differ and are no rules.
+        differences: Vec<Difference>,
+    },
     /// Nothing to verify or to go on from.
     #[error("{}: holds no finished run; run `curate` without this option first", folder.display())]
     Unfinished {
@@ -79,6 +92,9 @@ pub enum Error {
     /// A file could not be read, written or locked.
     #[error(transparent)]
     Storage(#[from] shards::Error),
+    /// A fault of this program.
+    #[error("a request panicked, which is a fault of this program: {0}")]
+    Panicked(String),
     /// SIGINT or SIGTERM.
     #[error("interrupted; run the same command again to go on")]
     Interrupted,
@@ -95,11 +111,16 @@ impl Error {
             | Error::NoTable { .. }
             | Error::Table { .. }
             | Error::Changed { .. }
+            | Error::NotComparable { .. }
             | Error::Unfinished { .. }
             | Error::InTheMiddle { .. }
             | Error::Store { wrong: true, .. } => 2,
             Error::Interrupted => 130,
-            Error::Inconsistent { .. } | Error::Outage(_) | Error::Storage(_) | Error::Store { .. } => 1,
+            Error::Inconsistent { .. }
+            | Error::Outage(_)
+            | Error::Panicked(_)
+            | Error::Storage(_)
+            | Error::Store { .. } => 1,
         }
     }
 

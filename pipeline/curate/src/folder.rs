@@ -1,9 +1,10 @@
 //! The folder of a run, and what its index counts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shards::Index;
+use shards::{ContentHash, Index};
 
 use crate::counts::Counts;
 use crate::error::Result;
@@ -23,6 +24,10 @@ pub struct Totals {
     pub kept: u64,
     /// Rows that are no samples, by reason.
     pub reasons: Counts,
+    /// Hashes of the files of `RUN/curated` that the rows are told in, by their paths there. Absent from the indices of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, ContentHash>,
 }
 
 /// The files of a run.

@@ -209,6 +209,11 @@ impl Ledger {
         }
     }
 
+    /// The files of its parts.
+    pub fn files(&self) -> Vec<PathBuf> {
+        (0..self.parts.len()).map(|part| self.path(part)).collect()
+    }
+
     fn path(&self, part: usize) -> PathBuf {
         self.folder.join(format!("{part:06}.jsonl"))
     }

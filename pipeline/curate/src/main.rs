@@ -43,7 +43,7 @@ struct Arguments {
     /// Take the answers of this finished run instead of asking the network, and apply the rules anew.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["plan", "verify", "retry_failed"])]
     refilter: Option<PathBuf>,
-    /// Prove a finished run: shards, checksums and counts.
+    /// Prove a finished run: shards, samples.parquet and ledger by their checksums, and the counts.
     #[arg(long)]
     verify: bool,
 }
@@ -85,7 +85,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn print(totals: &Totals, outcome: &str) -> Result<()> {
-    let Totals { rows, kept, reasons } = totals;
+    let Totals { rows, kept, reasons, .. } = totals;
     let mut text = format!("{outcome}: {rows} rows = {kept} kept + {} not kept\n", reasons.total());
     for (reason, rows) in reasons.iter() {
         text += &format!("{rows:>12}  {reason}\n");

@@ -31,11 +31,26 @@ pub struct File<'a> {
 pub fn measure<'a>(body: &'a [u8], recipe: &Recipe) -> (Answer, Option<File<'a>>) {
     match inspect(body, recipe) {
         Ok((measured, file)) => (Answer::Image(Box::new(measured)), file),
-        Err(error) => {
-            let rejection = Rejection { reason: Reason::Decode(error.name()), detail: error.to_string() };
-            (Answer::None(rejection), None)
-        }
+        Err(error) => (Answer::None(undecodable(&error)), None),
     }
+}
+
+fn undecodable(error: &DecodeError) -> Rejection {
+    Rejection { reason: Reason::Decode(error.name()), detail: error.to_string() }
+}
+
+/// Holds an image that was decoded under other limits on its size against these.
+///
+/// # Errors
+/// What the decoder would have said.
+pub fn judge_limits(measured: &Measured, rules: &ImageRules) -> Result<(), Rejection> {
+    let Size { width, height } = measured.size;
+    if u64::from(width) * u64::from(height) <= rules.max_pixels && width.max(height) <= rules.max_side {
+        return Ok(());
+    }
+    // A decoder speaks of the stored pixels, which these turns of EXIF lay on their side.
+    let (width, height) = if measured.orientation < 5 { (width, height) } else { (height, width) };
+    Err(undecodable(&DecodeError::TooManyPixels { width, height }))
 }
 
 fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File<'a>>), DecodeError> {

@@ -76,7 +76,7 @@ pub fn plan(recipe: &Recipe, stop: &Stop) -> Result<Plan> {
             all.not_finite += found.not_finite;
         }
         for candidate in &batch.candidates {
-            plan.hosts.add(candidate.host(), |rows| *rows += 1);
+            plan.hosts.add(&candidate.host(), |rows| *rows += 1);
             if let Some(size) = candidate.claimed {
                 plan.claimed_pixels += f64::from(size.width) * f64::from(size.height);
                 plan.claimed_sizes += 1;

@@ -44,7 +44,7 @@ pub enum Filter {
     Score(Score),
     /// The URL is null or empty.
     NoUrl,
-    /// The caption is null or blank.
+    /// The caption is null or blank, or nothing is left of it when it is cleaned.
     NoCaption,
     /// There is no NSFW label.
     NsfwMissing,
@@ -140,8 +140,10 @@ impl Reason {
                 item == full || item == reason.stage() || full.split('.').next_back() == Some(item)
             }));
             if reasons.len() == before {
-                let stages = "a failure of fetch or decode, such as fetch.dns, dns, or fetch";
-                return Err(format!("{item:?} names no {stages}"));
+                return Err(format!(
+                    "{item:?} names no failure of fetch or decode, the ones that can be asked for again, such as \
+                     fetch.dns, dns, or fetch"
+                ));
             }
         }
         reasons.sort_unstable();

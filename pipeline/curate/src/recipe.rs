@@ -117,7 +117,7 @@ impl Bound {
 pub struct Fetch {
     /// Who asks, with a way to reach them.
     pub user_agent: String,
-    /// Rows in flight: requested, arriving or waiting for a core.
+    /// Rows in flight: requested, arriving or waiting for a core. Rows that wait for their host are not among them.
     pub concurrency: usize,
     /// Requests at once to one host.
     pub per_host: usize,
@@ -142,7 +142,8 @@ pub struct Fetch {
     pub attempts: u32,
     /// Longest Retry-After that is waited for.
     pub max_retry_after_seconds: f64,
-    /// Requests in a row that must fail, over at least `outage_hosts` hosts, to stop the run; 0 for never.
+    /// Name resolutions or connections in a row that must fail on our side of the network, over at least `outage_hosts`
+    /// hosts, to stop the run; 0 for never.
     pub outage_failures: u32,
     /// Hosts among those failures.
     pub outage_hosts: u32,
@@ -364,6 +365,8 @@ mod tests {
             (format!("{MINIMAL}speed = 3\n"), "speed"),
             (MINIMAL.replace("laion", "lion"), "lion"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nconcurrency = 0\n"), "fetch.concurrency"),
+            (MINIMAL.replace("[fetch]\n", "[fetch]\nconcurrency = 65537\n"), "fetch.concurrency"),
+            (MINIMAL.replace("[fetch]\n", "[fetch]\nper_host = 9223372036854775807\n"), "fetch.per_host"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\ntotal_seconds = -1\n"), "fetch.total_seconds"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nmax_bytes_in_flight = 9999\n"), "fetch.max_bytes_in_flight"),
             (MINIMAL.replace("[fetch]\n", "[fetch]\nallow = [\"everything\"]\n"), "everything"),

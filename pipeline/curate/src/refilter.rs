@@ -2,9 +2,10 @@
 //!
 //! The tables are scanned and every rule is applied anew, over stored scores and measures. Stricter rules give
 //! what a run with them would have given. Looser ones cannot bring back what was never requested or whose file
-//! was not kept: such rows are counted as `stored.never_asked` and `stored.file_not_kept`.
+//! was not kept: such rows are counted as `stored.never_asked` and `stored.file_not_kept`. The file of a row that was
+//! turned down as an exact copy is there: it is that of the sample that it copied.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::mpsc;
 use std::{iter, thread};
@@ -16,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::journal::{Journal, Location};
 use crate::ledger::{Entry, Ledger};
-use crate::measure::{File, judge};
-use crate::reason::{Reason, Stored};
+use crate::measure::{File, judge, judge_limits};
+use crate::reason::{Duplicate, Reason, Stored};
 use crate::recipe::Recipe;
 use crate::record::{Answer, Record, Rejection, Verdict};
 use crate::row::{Candidate, RowId};
@@ -40,7 +41,7 @@ impl StoredRun {
     /// Opens the finished run in `folder`. `current` is the fingerprint of the new recipe and its tables.
     ///
     /// # Errors
-    /// [`Error::Unfinished`]; [`Error::Changed`] where its rows or measures are not comparable.
+    /// [`Error::Unfinished`]; [`Error::NotComparable`] where its rows or measures are others.
     pub fn open(folder: Folder, current: &Fingerprint) -> Result<StoredRun> {
         let index = folder.index()?.ok_or_else(|| Error::Unfinished { folder: folder.root.clone() })?;
         let comparable = |fingerprint: &Fingerprint| {
@@ -50,7 +51,7 @@ impl StoredRun {
         };
         let differences = comparable(&index.fingerprint).difference(&comparable(current));
         if !differences.is_empty() {
-            return Err(Error::Changed { folder: folder.root, differences });
+            return Err(Error::NotComparable { folder: folder.root, differences });
         }
         let identity = ContentHash::of_file(folder.root.join(shards::index::INDEX))?;
         let ledger = Ledger::open(&folder.ledger(), 0)?;
@@ -68,9 +69,10 @@ impl StoredRun {
     ) {
         thread::scope(|scope| {
             let (sender, entries) = mpsc::sync_channel(AHEAD);
-            let mut later = HashMap::new();
+            let (mut later, mut copied) = (HashMap::new(), HashSet::new());
             // The first round is in the order of the rows, and is read along with the candidates.
             let collected = self.ledger.entries(|round, entry| {
+                copied.extend(copied_content(&entry));
                 if round > 0 {
                     later.insert(entry.record.candidate.key, entry);
                 }
@@ -87,6 +89,7 @@ impl StoredRun {
             let mut files = Files { target: &self.target, open: None };
             let answer_all = || -> Result<()> {
                 collected?;
+                let mut originals = self.originals(&copied)?;
                 for candidate in iter::from_fn(|| candidates.blocking_recv()) {
                     if stop.is_raised() {
                         return Ok(());
@@ -94,7 +97,8 @@ impl StoredRun {
                     let key = candidate.key;
                     while first_round.next_if(|entry| entry.record.candidate.key < key).is_some() {}
                     let stored = first_round.next_if(|entry| entry.record.candidate.key == key);
-                    let (answer, file) = answer(later.remove(&key).or(stored), recipe, &mut files)?;
+                    let (answer, place) = answer(later.remove(&key).or(stored), recipe, &mut originals);
+                    let file = place.map(|place| files.read(place)).transpose()?;
                     let location = journal.append(&Record { candidate, answer }, file.as_ref())?;
                     // Nobody listens any more where the run is stopping.
                     let _ = answered.send((key, location));
@@ -108,6 +112,38 @@ impl StoredRun {
     }
 }
 
+/// Where the file of a sample lies: the number of its shard, and its place there.
+type Place = (u64, u64);
+
+impl StoredRun {
+    /// The places of those samples whose contents were `copied`.
+    fn originals(&self, copied: &HashSet<ContentHash>) -> Result<HashMap<ContentHash, Place>> {
+        let mut originals = HashMap::new();
+        if copied.is_empty() {
+            return Ok(originals);
+        }
+        self.ledger.entries(|_, entry| {
+            if let (Verdict::Kept { shard, place }, Answer::Image(measured)) = (entry.verdict, entry.record.answer)
+                && copied.contains(&measured.sha256)
+            {
+                originals.insert(measured.sha256, (shard, place));
+            }
+            Ok(())
+        })?;
+        Ok(originals)
+    }
+}
+
+/// The content of a row that was turned down as an exact copy.
+fn copied_content(entry: &Entry) -> Option<ContentHash> {
+    match (&entry.verdict, &entry.record.answer) {
+        (Verdict::Rejected(rejection), Answer::Image(measured)) if rejection.reason == EXACT => Some(measured.sha256),
+        _ => None,
+    }
+}
+
+const EXACT: Reason = Reason::Duplicate(Duplicate::Exact);
+
 /// The part of a fingerprint that names the run whose answers were used.
 pub const SOURCE_PART: &str = "run that gave the answers";
 
@@ -118,23 +154,34 @@ fn is_rule(part: &str) -> bool {
         || part.ends_with(": filter")
 }
 
-fn answer(stored: Option<Entry>, recipe: &Recipe, files: &mut Files<'_>) -> Result<(Answer, Option<File<'static>>)> {
+/// The answer by the rules of `recipe`, and where its file lies. `originals` are the samples that hold the files of
+/// copies; one that was handed out is forgotten where no second row may have its content.
+fn answer(
+    stored: Option<Entry>,
+    recipe: &Recipe,
+    originals: &mut HashMap<ContentHash, Place>,
+) -> (Answer, Option<Place>) {
     let Some(Entry { record, verdict }) = stored else {
-        return Ok((Answer::None(Rejection::plain(Reason::Stored(Stored::NeverAsked))), None));
+        return (Answer::None(Rejection::plain(Reason::Stored(Stored::NeverAsked))), None);
     };
     let mut measured = match record.answer {
         Answer::Image(measured) => measured,
-        none => return Ok((none, None)),
+        none => return (none, None),
     };
+    if let Err(rejection) = judge_limits(&measured, &recipe.image) {
+        return (Answer::None(rejection), None);
+    }
     measured.rejection = judge(&measured, recipe).err();
-    let file = match verdict {
-        Verdict::Kept { shard, place } if measured.rejection.is_none() => {
-            let bytes = files.read(shard, place)?;
-            Some(File { sha256: ContentHash::of(&bytes), bytes: bytes.into() })
-        }
-        _ => None,
+    let place = match verdict {
+        _ if measured.rejection.is_some() => None,
+        Verdict::Kept { shard, place } => Some((shard, place)),
+        Verdict::Rejected(rejection) if rejection.reason == EXACT => originals.get(&measured.sha256).copied(),
+        Verdict::Rejected(_) => None,
     };
-    Ok((Answer::Image(measured), file))
+    if place.is_some() && recipe.duplicates.exact {
+        originals.remove(&measured.sha256);
+    }
+    (Answer::Image(measured), place)
 }
 
 /// Image files of shards, read forward where that is possible.
@@ -150,7 +197,7 @@ struct OpenShard {
 }
 
 impl Files<'_> {
-    fn read(&mut self, shard: u64, place: u64) -> Result<Vec<u8>> {
+    fn read(&mut self, (shard, place): Place) -> Result<File<'static>> {
         let name = format!("{shard:06}.tar");
         let mut open = match self.open.take() {
             Some(open) if open.number == shard && open.next <= place => open,
@@ -160,7 +207,8 @@ impl Files<'_> {
         open.next = place + 1;
         self.open = Some(open);
         let image = sample.and_then(|s| s.parts.into_iter().find(|part| !matches!(part.ext.as_str(), "json" | "txt")));
-        image.map(|part| part.bytes).ok_or_else(|| missing(Path::new(&name), place))
+        let bytes = image.map(|part| part.bytes).ok_or_else(|| missing(Path::new(&name), place))?;
+        Ok(File { sha256: ContentHash::of(&bytes), bytes: bytes.into() })
     }
 }
 

@@ -64,7 +64,7 @@ pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, target: &Targe
 }
 
 fn funnel(html: &mut String, totals: &Totals) {
-    let Totals { rows, kept, reasons } = totals;
+    let Totals { rows, kept, reasons, .. } = totals;
     let share = |n: u64| 100.0 * n as f64 / (*rows).max(1) as f64;
     let _ = write!(
         html,

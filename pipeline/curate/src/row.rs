@@ -1,5 +1,6 @@
 //! A row of a source table, as it is carried through the run.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -89,8 +90,15 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The host that the URL names, or what stands in its place.
-    pub fn host(&self) -> &str {
+    /// The host that is asked for the URL, or what stands in its place.
+    pub fn host(&self) -> Cow<'_, str> {
+        if let Some(host) = plain_host(&self.url) {
+            return Cow::Borrowed(host);
+        }
+        fetch::host_of(&self.url).map_or_else(|| Cow::Borrowed(self.written_host()), Cow::Owned)
+    }
+
+    fn written_host(&self) -> &str {
         let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -99,6 +107,18 @@ impl Candidate {
             _ => host,
         }
     }
+}
+
+/// The host of a URL which a parser of URLs would give back as it stands: so are most, and parsing takes its time.
+fn plain_host(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    // Addresses have many spellings; the last part of a name begins with a letter.
+    let is_name = host.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_lowercase()));
+    let is_plain = host.bytes().all(is_plain) && port.bytes().all(|byte| byte.is_ascii_digit());
+    (is_plain && is_name && !host.contains("xn--")).then_some(host)
 }
 
 #[cfg(test)]
@@ -127,6 +147,14 @@ mod tests {
             ("http://[::1]:80/x", "[::1]"),
             ("http://[::1]", "[::1]"),
             ("nonsense", "nonsense"),
+            ("HTTP://Images.Example/b.jpg", "images.example"),
+            ("http://a.example./b.jpg", "a.example"),
+            ("https:\\\\a.example\\b.jpg", "a.example"),
+            ("http:a.example/b.jpg", "a.example"),
+            ("http://b\u{fc}cher.example/", "xn--bcher-kva.example"),
+            ("http://0x7f.1/", "127.0.0.1"),
+            ("http://127.1:80", "127.0.0.1"),
+            ("http://a.example:x/", "a.example"),
         ] {
             let candidate = Candidate {
                 key: RowId { source: 0, row: 0 },
@@ -136,7 +164,10 @@ mod tests {
                 claimed: None,
                 scores: BTreeMap::new(),
             };
-            assert_eq!(candidate.host(), host);
+            assert_eq!(candidate.host(), host, "{url}");
+            if let Some(plain) = plain_host(url) {
+                assert_eq!(fetch::host_of(url).as_deref(), Some(plain), "as the fetcher has it");
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 use shards::atomic::{read_json, write_json};
-use shards::index::INDEX;
+use shards::index::{INDEX, SHARDS};
 use shards::{ContentHash, Error as StorageError, Fingerprint, Index, RunLock};
 use tokio::sync::mpsc as feed;
 
@@ -110,23 +110,35 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
 
     let mut reasons = scanned.rejected;
     reasons.add_all(&tally.rejected);
-    let totals = Totals { rows: scanned.rows, kept: tally.kept, reasons };
+    let totals = Totals { rows: scanned.rows, kept: tally.kept, reasons, files: BTreeMap::new() };
     if totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
     }
-    publish(&target, &recipe, &ledger, &totals, fingerprint)?;
+    let totals = publish(folder, &target, &recipe, &ledger, totals, fingerprint)?;
     remove_journal(folder)?;
     Ok(Outcome::Finished(totals))
 }
 
 /// Publishes what is made from the ledger, the index last.
-fn publish(target: &Target, recipe: &Recipe, ledger: &Ledger, totals: &Totals, fingerprint: Fingerprint) -> Result<()> {
-    samples::publish(ledger, &target.folder().join(samples::SAMPLES))?;
-    report::publish(ledger, recipe, totals, target)?;
+fn publish(
+    folder: &Folder,
+    target: &Target,
+    recipe: &Recipe,
+    ledger: &Ledger,
+    mut totals: Totals,
+    fingerprint: Fingerprint,
+) -> Result<Totals> {
+    samples::publish(ledger, &folder.root.join(samples::SAMPLES))?;
+    report::publish(ledger, recipe, &totals, target)?;
+    for file in ledger.files().into_iter().chain([folder.root.join(samples::SAMPLES)]) {
+        let name = file.strip_prefix(&folder.root).unwrap_or(&file).to_string_lossy().into_owned();
+        totals.files.insert(name, ContentHash::of_file(&file)?);
+    }
     let shards = ledger.shards.clone();
-    let index = Index { format: FORMAT.to_owned(), version: VERSION, fingerprint, shards, totals: totals.clone() };
+    let index = Index { format: FORMAT.to_owned(), version: VERSION, fingerprint, shards, totals };
     target.store_results(&index)?;
-    Ok(index.publish(target.folder())?)
+    index.publish(&folder.root)?;
+    Ok(index.totals)
 }
 
 /// What a run folder is being worked on for, as `journal/task.json` has it.
@@ -225,7 +237,8 @@ fn begin(
     Ok(task)
 }
 
-/// Proves a finished run: every shard against the index, and the counts against each other.
+/// Proves a finished run: every shard, `samples.parquet` and the ledger against the index, and the counts against each
+/// other.
 ///
 /// # Errors
 /// The first thing that is not as the index says.
@@ -233,7 +246,18 @@ pub fn verify(folder: &Folder) -> Result<Totals> {
     let index = folder.index()?.ok_or_else(|| Error::Unfinished { folder: folder.root.clone() })?;
     let target = Target::of_run(&folder.root)?;
     index.shards.iter().try_for_each(|shard| target.verify(shard))?;
+    let known: BTreeSet<&str> = index.shards.iter().map(|shard| shard.name.as_str()).collect();
+    if let Some(stray) = target.shards()?.into_iter().find(|name| !known.contains(name.as_str())) {
+        return Err(Error::inconsistent(&folder.root.join(SHARDS).join(stray), "is not in the index"));
+    }
     let totals = &index.totals;
+    for (name, &hash) in &totals.files {
+        let path = folder.root.join(name);
+        let found = ContentHash::of_file(&path)?;
+        if found != hash {
+            return Err(Error::inconsistent(&path, format!("SHA-256 is {found}, the index says {hash}")));
+        }
+    }
     if totals.kept != index.count() || totals.rows != totals.kept + totals.reasons.total() {
         return Err(Error::inconsistent(&folder.root.join("index.json"), "the counts do not add up"));
     }

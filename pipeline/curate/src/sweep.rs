@@ -3,7 +3,9 @@
 //! "This image is no longer available" comes as one content under many URLs. That it does is known only once so
 //! many rows have brought it, and its first samples are in shards by then. So after the last row each shard that
 //! holds such samples is made anew without them, and a part of the ledger tells the new place of those that stay.
-//! A process that is killed between the two finds the shard made anew already, and makes the same of it again.
+//! A process that is killed between the two finds the shard made anew already, and makes the same of it again. Rows that
+//! were turned down as copies of such samples, before it was known what these are, get the same reason by a part of their
+//! own.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +14,7 @@ use shards::{ShardEntry, ShardWriter};
 
 use crate::assemble::Tally;
 use crate::error::{Error, Result};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Ledger, Part};
 use crate::reason::{Duplicate, Reason};
 use crate::record::{Answer, Rejection, Verdict};
 use crate::stop::Stop;
@@ -24,14 +26,27 @@ use crate::target::Target;
 /// [`Error::Storage`], [`Error::Store`]; [`Error::Inconsistent`] where a shard does not hold what the ledger says.
 pub fn sweep(ledger: &mut Ledger, tally: &mut Tally, target: &Target, stop: &Stop) -> Result<()> {
     let mut affected = BTreeSet::new();
-    ledger.entries(|_, entry| {
-        if let Verdict::Kept { shard, .. } = entry.verdict
-            && is_placeholder(&entry, tally)
-        {
-            affected.insert(shard);
+    let mut copies: Option<Part> = None;
+    ledger.entries(|_, mut entry| {
+        match &entry.verdict {
+            _ if !is_placeholder(&entry, tally) => {}
+            Verdict::Kept { shard, .. } => drop(affected.insert(*shard)),
+            Verdict::Rejected(rejection) if rejection.reason == Reason::Duplicate(Duplicate::Exact) => {
+                entry.verdict = placeholder();
+                tally.call_copy_placeholder();
+                let part = match &mut copies {
+                    Some(part) => part,
+                    none => none.insert(ledger.begin_replacement()?),
+                };
+                part.push(&entry)?;
+            }
+            Verdict::Rejected(_) => {}
         }
         Ok(())
     })?;
+    if let Some(copies) = copies {
+        ledger.commit(copies, None)?;
+    }
     for number in affected {
         stop.check()?;
         let mut entries = Vec::new();
@@ -44,6 +59,10 @@ pub fn sweep(ledger: &mut Ledger, tally: &mut Tally, target: &Target, stop: &Sto
         target.forget(&shard)?;
     }
     Ok(())
+}
+
+fn placeholder() -> Verdict {
+    Verdict::Rejected(Rejection::plain(Reason::Duplicate(Duplicate::Placeholder)))
 }
 
 fn is_placeholder(entry: &Entry, tally: &Tally) -> bool {
@@ -71,7 +90,7 @@ fn make_anew(number: u64, entries: &mut [Entry], tally: &mut Tally, target: &Tar
         let key = entry.record.candidate.key.to_string();
         entry.verdict = if dropped.contains(&key) {
             tally.drop_placeholder();
-            Verdict::Rejected(Rejection::plain(Reason::Duplicate(Duplicate::Placeholder)))
+            placeholder()
         } else {
             let missing =
                 || Error::inconsistent(&target.folder().join(SHARDS).join(&name), format!("has no sample {key}"));

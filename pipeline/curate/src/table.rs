@@ -2,12 +2,12 @@
 //!
 //! Releases of the same data set differ in case (`URL`, `url`), in names (`TEXT`, `caption`) and in types
 //! (`WIDTH` as i32, i64 or f64). Columns are found by name whatever their case, checked for their type once,
-//! before the first request, and read as what they are.
+//! before the first request, and read as what they are. A column that nobody needs may be of any type.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use polars::prelude::DataType;
+use polars::prelude::ArrowDataType;
 use serde::{Deserialize, Serialize};
 
 use crate::score::Score;
@@ -94,20 +94,38 @@ impl Field {
         }
     }
 
-    fn accepts(self, dtype: &DataType) -> bool {
+    fn accepts(self, dtype: &ArrowDataType) -> bool {
         match self {
-            Field::Url | Field::Caption | Field::Nsfw | Field::Language => *dtype == DataType::String,
+            Field::Url | Field::Caption | Field::Nsfw | Field::Language => is_text(dtype),
             Field::Width | Field::Height | Field::Score(_) => is_number(dtype),
         }
     }
 }
 
-/// The number types that are read.
-pub fn is_number(dtype: &DataType) -> bool {
-    matches!(
-        dtype,
-        DataType::Int32 | DataType::Int64 | DataType::UInt32 | DataType::UInt64 | DataType::Float32 | DataType::Float64
-    )
+/// Text, also where it is written as categories.
+fn is_text(dtype: &ArrowDataType) -> bool {
+    match dtype {
+        ArrowDataType::Dictionary(_, values, _) => is_text(values),
+        dtype => *dtype == ArrowDataType::Utf8View,
+    }
+}
+
+fn is_number(dtype: &ArrowDataType) -> bool {
+    use ArrowDataType::{Float16, Float32, Float64, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64};
+    matches!(dtype, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 | Float16 | Float32 | Float64)
+}
+
+/// The name of a type for people: without what nested types hold.
+fn type_name(dtype: &ArrowDataType) -> String {
+    match dtype {
+        ArrowDataType::Utf8View => "string".to_owned(),
+        ArrowDataType::BinaryView => "binary".to_owned(),
+        ArrowDataType::LargeList(_) => "list".to_owned(),
+        other => {
+            let written = format!("{other:?}");
+            written.split(['(', ' ']).next().unwrap_or_default().to_lowercase()
+        }
+    }
 }
 
 impl fmt::Display for Field {
@@ -134,20 +152,25 @@ impl<'de> Deserialize<'de> for Field {
 
 /// The columns of one table that hold what the run wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Columns(BTreeMap<Field, String>);
+pub struct Columns {
+    found: BTreeMap<Field, String>,
+    /// Why a column that holds a field by its name cannot be read as such.
+    unreadable: BTreeMap<Field, String>,
+}
 
 impl Columns {
     /// Finds the fields among `(name, type)` of a table's columns: those that the recipe names under exactly
     /// that name, the others by what `kind` is known to call them.
     ///
     /// # Errors
-    /// What is missing, ambiguous or of another type, with the columns that there are.
+    /// What is missing, ambiguous or, where url, caption or the recipe needs it, of another type, with the columns
+    /// that there are.
     pub fn find(
         kind: Kind,
         named: &BTreeMap<Field, String>,
-        columns: &[(String, DataType)],
+        columns: &[(String, ArrowDataType)],
     ) -> Result<Columns, String> {
-        let mut found = BTreeMap::new();
+        let (mut found, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for field in Field::all() {
             let (column, dtype) = match named.get(&field) {
                 Some(name) => columns.iter().find(|(column, _)| column == name).ok_or_else(|| {
@@ -158,14 +181,21 @@ impl Columns {
                     None => continue,
                 },
             };
-            if !field.accepts(dtype) {
-                return Err(format!(
-                    "column {column:?}, the {field}, is of type {dtype}, which cannot be read as such"
-                ));
+            if field.accepts(dtype) {
+                found.insert(field, column.clone());
+                continue;
             }
-            found.insert(field, column.clone());
+            let dtype = type_name(dtype);
+            let reason = format!("column {column:?}, the {field}, is of type {dtype}, which cannot be read as such");
+            if named.contains_key(&field) {
+                return Err(reason);
+            }
+            unreadable.insert(field, reason);
         }
         for field in [Field::Url, Field::Caption] {
+            if let Some(reason) = unreadable.remove(&field) {
+                return Err(reason);
+            }
             if !found.contains_key(&field) {
                 return Err(format!(
                     "has no column for the {field}: not a table of kind {kind:?}; name it under source.columns{}",
@@ -173,12 +203,12 @@ impl Columns {
                 ));
             }
         }
-        Ok(Columns(found))
+        Ok(Columns { found, unreadable })
     }
 
     /// The column of `field`, where the table has one.
     pub fn get(&self, field: Field) -> Option<&str> {
-        self.0.get(&field).map(String::as_str)
+        self.found.get(&field).map(String::as_str)
     }
 
     /// The column of `field`, which a filter of the recipe needs.
@@ -186,6 +216,9 @@ impl Columns {
     /// # Errors
     /// Why the filter cannot be applied to this table.
     pub fn require(&self, field: Field) -> Result<&str, String> {
+        if let Some(reason) = self.unreadable.get(&field) {
+            return Err(format!("{reason}; the filter needs it"));
+        }
         self.get(field).ok_or_else(|| match field {
             Field::Score(Score::AestheticV2) if self.get(Field::Score(Score::AestheticV1)).is_some() => format!(
                 "has aesthetic scores of LAION's first predictor (column {:?}), and the filter names aesthetic_v2, \
@@ -208,12 +241,12 @@ impl Columns {
 
     /// Every column that holds a field, once.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.values().map(String::as_str).collect::<BTreeSet<_>>().into_iter()
+        self.found.values().map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
     /// The scores that the table has.
     pub fn scores(&self) -> impl Iterator<Item = (Score, &str)> {
-        self.0.iter().filter_map(|(field, column)| match field {
+        self.found.iter().filter_map(|(field, column)| match field {
             Field::Score(score) => Some((*score, column.as_str())),
             _ => None,
         })
@@ -223,8 +256,8 @@ impl Columns {
 fn by_known_name(
     field: Field,
     kind: Kind,
-    columns: &[(String, DataType)],
-) -> Result<Option<&(String, DataType)>, String> {
+    columns: &[(String, ArrowDataType)],
+) -> Result<Option<&(String, ArrowDataType)>, String> {
     for name in field.names(kind) {
         let matching: Vec<_> = columns.iter().filter(|(column, _)| column.eq_ignore_ascii_case(name)).collect();
         match matching[..] {
@@ -240,7 +273,7 @@ fn by_known_name(
     Ok(None)
 }
 
-struct Listed<'a>(&'a [(String, DataType)]);
+struct Listed<'a>(&'a [(String, ArrowDataType)]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,17 +286,17 @@ impl fmt::Display for Listed<'_> {
 mod tests {
     use super::*;
 
-    fn columns(list: &str) -> Vec<(String, DataType)> {
+    fn columns(list: &str) -> Vec<(String, ArrowDataType)> {
         list.split(' ')
             .map(|entry| {
                 let (name, dtype) = entry.split_once(':').unwrap();
                 let dtype = match dtype {
-                    "s" => DataType::String,
-                    "i32" => DataType::Int32,
-                    "i64" => DataType::Int64,
-                    "f32" => DataType::Float32,
-                    "f64" => DataType::Float64,
-                    "list" => DataType::List(Box::new(DataType::Float64)),
+                    "s" => ArrowDataType::Utf8View,
+                    "i32" => ArrowDataType::Int32,
+                    "i64" => ArrowDataType::Int64,
+                    "f32" => ArrowDataType::Float32,
+                    "f64" => ArrowDataType::Float64,
+                    "struct" => ArrowDataType::Struct(Vec::new()),
                     other => panic!("{other}"),
                 };
                 (name.to_owned(), dtype)
@@ -316,7 +349,7 @@ mod tests {
         (
             "laion-coco",
             Kind::Laion,
-            "URL:s TEXT:s top_caption:s all_captions:list all_similarities:list WIDTH:i64 HEIGHT:i64 similarity:f64 hash:i64 pwatermark:f32 punsafe:f32",
+            "URL:s TEXT:s top_caption:s all_captions:struct all_similarities:struct WIDTH:i64 HEIGHT:i64 similarity:f64 hash:i64 pwatermark:f32 punsafe:f32",
             "url=URL caption=TEXT width=WIDTH height=HEIGHT similarity=similarity punsafe=punsafe watermark=pwatermark",
         ),
         (
@@ -334,7 +367,7 @@ mod tests {
         (
             "datacomp",
             Kind::Datacomp,
-            "uid:s url:s text:s original_width:i64 original_height:i64 clip_b32_similarity_score:f32 clip_l14_similarity_score:f32 face_bboxes:list",
+            "uid:s url:s text:s original_width:i64 original_height:i64 clip_b32_similarity_score:f32 clip_l14_similarity_score:f32 face_bboxes:struct",
             "url=url caption=text width=original_width height=original_height similarity_b32=clip_b32_similarity_score similarity_l14=clip_l14_similarity_score",
         ),
     ];
@@ -342,7 +375,7 @@ mod tests {
     #[test]
     fn every_published_table_is_recognised() {
         for (name, kind, list, wanted) in TABLES {
-            let Columns(found) = find(kind, list).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let Columns { found, .. } = find(kind, list).unwrap_or_else(|e| panic!("{name}: {e}"));
             let said: Vec<String> = found.iter().map(|(field, column)| format!("{field}={column}")).collect();
             assert_eq!(said.join(" "), wanted, "{name}");
         }
@@ -364,8 +397,15 @@ mod tests {
         assert!(coyo_as_datacomp.contains("url") && coyo_as_datacomp.contains("link"), "{coyo_as_datacomp}");
         let ambiguous = find(Kind::Laion, "URL:s url:s TEXT:s").unwrap_err();
         assert!(ambiguous.contains("\"URL\" and \"url\""), "{ambiguous}");
-        let typed = find(Kind::Laion, "URL:s TEXT:s WIDTH:s HEIGHT:i32").unwrap_err();
-        assert!(typed.contains("WIDTH") && typed.contains("str"), "{typed}");
+        let typed = find(Kind::Laion, "URL:s TEXT:f64 WIDTH:i32 HEIGHT:i32").unwrap_err();
+        assert!(typed.contains("TEXT") && typed.contains("float64"), "{typed}");
+        let typed = find(Kind::Laion, "URL:s TEXT:s WIDTH:s HEIGHT:i32").unwrap();
+        let needed = typed.require(Field::Width).unwrap_err();
+        assert!(needed.contains("WIDTH") && needed.contains("string"), "{needed}");
+        assert_eq!((typed.get(Field::Width), typed.get(Field::Height)), (None, Some("HEIGHT")));
+        let named = BTreeMap::from([(Field::Width, "WIDTH".to_owned())]);
+        let named = Columns::find(Kind::Laion, &named, &columns("URL:s TEXT:s WIDTH:s")).unwrap_err();
+        assert!(named.contains("WIDTH") && named.contains("string"), "{named}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The parquet files of a source: found, opened once, recognised, and made part of the fingerprint, all before
 //! the first request.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use shards::{ContentHash, Fingerprint};
 
@@ -148,11 +148,10 @@ fn needed_by(filter: &RowFilter) -> Vec<Field> {
 fn blobs(source_index: usize, paths: &[String]) -> Result<Vec<Blob>> {
     let mut found = BTreeMap::new();
     for path in paths {
-        let blobs = store::find(path)?;
-        if blobs.is_empty() {
-            return Err(Error::NoTable { source_index, pattern: path.clone() });
-        }
+        let blobs =
+            store::find(path)?.map_err(|reason| Error::NoTable { source_index, pattern: path.clone(), reason })?;
         found.extend(blobs.into_iter().map(|blob| (blob.path(), blob)));
     }
-    Ok(found.into_values().collect())
+    let mut known = HashSet::new();
+    Ok(found.into_values().filter(|blob| known.insert(blob.identity())).collect())
 }

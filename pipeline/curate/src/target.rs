@@ -192,6 +192,18 @@ impl Target {
         }
     }
 
+    /// The names of all files that lie where shards do, temporary ones aside.
+    ///
+    /// # Errors
+    /// [`Error::Storage`]; [`Error::Store`].
+    pub fn shards(&self) -> Result<Vec<String>> {
+        let names = match &self.remote {
+            Some(remote) => remote.names(SHARDS)?,
+            None => names(&self.folder.join(SHARDS))?,
+        };
+        Ok(names.into_iter().filter(|name| !name.starts_with('.')).collect())
+    }
+
     fn file(&self, name: &str) -> Result<(File, PathBuf)> {
         let place = self.place(name);
         let Some(remote) = &self.remote else {
@@ -217,6 +229,17 @@ impl Target {
     fn local(&self, name: &str) -> PathBuf {
         self.folder.join(SHARDS).join(name)
     }
+}
+
+/// The names in a folder, which need not be there.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let failed = || StorageError::io("list", folder);
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed())?,
+    };
+    let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    Ok(entries.map(name).collect::<std::io::Result<_>>().map_err(failed())?)
 }
 
 fn object(shard: &str) -> String {

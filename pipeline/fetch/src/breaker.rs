@@ -12,7 +12,8 @@ pub(crate) enum Layer {
     Connection,
 }
 
-/// Counts failures in a row for each layer, and stays open once one of them was long enough.
+/// Counts failures in a row for each layer, and stays open once one of them was long enough. Who counts takes care that
+/// a failure is one of our side: rows that are asked for again after they failed are expected to fail again.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     policy: BreakerPolicy,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::hosts::Place;
+
 /// What is counted as one.
 const UNIT: u64 = 4 << 10;
 
@@ -33,11 +35,12 @@ impl Budget {
 }
 
 impl Reserved {
-    /// The body, which now holds only what it needs of this, and gives that back when its last clone is dropped.
-    pub(crate) fn keep(mut self, body: Vec<u8>) -> Bytes {
+    /// The body, which now holds only what it needs of this, and gives that and `place` back when its last clone is
+    /// dropped.
+    pub(crate) fn keep(mut self, body: Vec<u8>, place: Place) -> Bytes {
         let surplus = self.0.num_permits().saturating_sub(units(body.len() as u64) as usize);
         drop(self.0.split(surplus));
-        Bytes::from_owner(Held { body, _reserved: self })
+        Bytes::from_owner(Held { body, _reserved: self, _place: place })
     }
 }
 
@@ -48,6 +51,7 @@ fn units(bytes: u64) -> u32 {
 struct Held {
     body: Vec<u8>,
     _reserved: Reserved,
+    _place: Place,
 }
 
 impl AsRef<[u8]> for Held {

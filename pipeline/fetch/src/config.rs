@@ -19,7 +19,8 @@ pub struct FetchConfig {
     pub bytes: ByteLimits,
     /// Most redirects of one request.
     pub max_redirects: u32,
-    /// Requests in flight, over all hosts.
+    /// Requests in flight, over all hosts: from the request until it failed or its body is dropped. What waits for its
+    /// host's turn is not among them.
     pub concurrency: usize,
     /// Requests in flight to one host.
     pub per_host: usize,
@@ -81,8 +82,9 @@ pub struct RetryPolicy {
     pub seed: u64,
 }
 
-/// When the network counts as down: `failures` name resolutions or connections in a row failed,
-/// over at least `hosts` hosts, and none succeeded.
+/// When the network counts as down: `failures` name resolutions or connections in a row failed on our side of it, over
+/// at least `hosts` hosts, and nothing came back from beyond. A name server that does not answer is such a failure, and
+/// so is a network without a way out; a name that does not exist and a host that refuses or keeps silent are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerPolicy {
     /// Failures in a row; 0 turns the breaker off.

@@ -118,18 +118,29 @@ impl DnsCache {
         entry.since.elapsed() < ttl
     }
 
+    /// Goes on where nobody waits any more: a resolver may take longer to give up than a connection may take, and
+    /// that it gave up is to be counted all the same.
     async fn look_up(&self, host: &str) -> Answer {
-        let answer = match self.lookup.lookup(host.to_owned()).await {
-            Ok(addresses) if addresses.is_empty() => Err(ResolveError::NotFound("the name has no address".into())),
-            Ok(addresses) => Ok(addresses.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ResolveError::NotFound(error.to_string())),
-            Err(error) => Err(ResolveError::Unavailable(error.to_string())),
-        };
-        match &answer {
-            Ok(_) => self.breaker.succeeded(Layer::Resolution),
-            Err(_) => self.breaker.failed(Layer::Resolution, host),
-        }
-        answer
+        let (lookup, breaker, host) = (self.lookup.clone(), self.breaker.clone(), host.to_owned());
+        let looked_up = tokio::spawn(async move {
+            let answer = ask(&*lookup, &host).await;
+            match &answer {
+                // That a name does not exist is an answer, too.
+                Ok(_) | Err(ResolveError::NotFound(_)) => breaker.succeeded(Layer::Resolution),
+                Err(_) => breaker.failed(Layer::Resolution, &host),
+            }
+            answer
+        });
+        looked_up.await.unwrap_or_else(|error| Err(ResolveError::Unavailable(error.to_string())))
+    }
+}
+
+async fn ask(lookup: &dyn Lookup, host: &str) -> Answer {
+    match lookup.lookup(host.to_owned()).await {
+        Ok(addresses) if addresses.is_empty() => Err(ResolveError::NotFound("the name has no address".into())),
+        Ok(addresses) => Ok(addresses.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ResolveError::NotFound(error.to_string())),
+        Err(error) => Err(ResolveError::Unavailable(error.to_string())),
     }
 }
 

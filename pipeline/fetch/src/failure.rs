@@ -51,7 +51,7 @@ pub enum FailureClass {
     RateLimited,
     /// Another 4xx.
     ClientError,
-    /// 5xx, until the attempts were used up.
+    /// 5xx or 408, until the attempts were used up.
     ServerError,
     /// A status that is neither success, redirect nor error.
     UnexpectedStatus,

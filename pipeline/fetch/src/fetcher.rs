@@ -20,7 +20,7 @@ use crate::budget::{Budget, Reserved};
 use crate::client::{Clients, ConnectTimedOut, SendError};
 use crate::config::ConfigError;
 use crate::dns::{DnsCache, Lookup, ResolveError, SystemLookup};
-use crate::hosts::{HeldTooLong, Hosts};
+use crate::hosts::{HeldTooLong, Hosts, Turn};
 use crate::retry::{backoff, parse_retry_after};
 use crate::{AllowList, ByteLimits, Failure, FailureClass, FetchConfig, Outage, body, robots};
 
@@ -138,12 +138,14 @@ impl Shared {
             let total = self.config.timeouts.total;
             let too_long = || target.trouble(FailureClass::TotalTimeout, format!("over {total:?}"));
             let began = Instant::now();
-            let hop = timeout(total.saturating_sub(spent), self.exchange(&target)).await.map_err(|_| too_long())??;
+            // In boxes of their own, so that those who wait for a turn, many more than have one, take little memory.
+            let exchange = Box::pin(self.exchange(&target));
+            let hop = timeout(total.saturating_sub(spent), exchange).await.map_err(|_| too_long())??;
             spent += began.elapsed();
             match hop {
                 Hop::Answered(response) => {
                     let reserved = self.budget.reserve(self.most_bytes_of(&response)).await;
-                    let answer = self.answer(&target, response, reserved);
+                    let answer = Box::pin(self.answer(&target, response, reserved, turn));
                     return timeout(total.saturating_sub(spent), answer).await.map_err(|_| too_long())?;
                 }
                 Hop::Redirected(next) => {
@@ -164,11 +166,12 @@ impl Shared {
                 return Err(target.trouble(FailureClass::FirstByteTimeout, detail));
             }
             Ok(Err(error)) => {
-                let class = class_of_send_error(&error);
-                if matches!(class, FailureClass::Connect | FailureClass::ConnectTimeout) {
-                    self.breaker.failed(Layer::Connection, &target.host);
+                match sign_of(&error) {
+                    Some(Sign::Down) => self.breaker.failed(Layer::Connection, &target.host),
+                    Some(Sign::Up) => self.breaker.succeeded(Layer::Connection),
+                    None => {}
                 }
-                return Err(target.trouble(class, root_cause(&error)));
+                return Err(target.trouble(class_of_send_error(&error), root_cause(&error)));
             }
             Ok(Ok(response)) => response,
         };
@@ -227,6 +230,7 @@ impl Shared {
         target: &Target,
         response: Response<Incoming>,
         reserved: Reserved,
+        turn: Turn,
     ) -> Result<Answer, Trouble> {
         let (head, body) = response.into_parts();
         let headers = head.headers;
@@ -239,7 +243,7 @@ impl Shared {
         }
         let content_type =
             headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        Ok(Answer { body: reserved.keep(body), url: target.url.clone(), content_type })
+        Ok(Answer { body: reserved.keep(body, turn.leave_host()), url: target.url.clone(), content_type })
     }
 }
 
@@ -310,6 +314,17 @@ impl SpeedWindow {
     }
 }
 
+/// The host of a URL, as requests are counted for it: `EXAMPLE.org.` is `example.org`, and `0x7f.1` is `127.0.0.1`.
+/// None for what is no URL with a host.
+#[must_use]
+pub fn host_of(url: &str) -> Option<String> {
+    Url::parse(url.trim()).ok().as_ref().and_then(host_name)
+}
+
+fn host_name(url: &Url) -> Option<String> {
+    Some(url.host()?.to_string().trim_end_matches('.').to_owned())
+}
+
 /// A URL that may be asked, as far as the URL itself tells.
 #[derive(Debug, Clone)]
 struct Target {
@@ -330,7 +345,7 @@ impl Target {
         if !matches!(url.scheme(), "http" | "https") {
             return refused(FailureClass::BlockedScheme, url.scheme());
         }
-        let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
+        let (Some(name), Some(host), Some(port)) = (host_name(&url), url.host(), url.port_or_known_default()) else {
             return refused(FailureClass::InvalidUrl, "no host");
         };
         // The URL parser has turned every spelling of an IPv4 address into one: octal,
@@ -343,12 +358,11 @@ impl Target {
         if let Some(address) = literal.filter(|&address| !allow.permits_on(address, Some(port))) {
             return refused(FailureClass::BlockedIp, &format!("{address} is not public"));
         }
-        let host = host.to_string();
         url.set_fragment(None);
         // Neither call fails on a URL that has a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
-        Ok(Self { url, host, port })
+        Ok(Self { url, host: name, port })
     }
 
     fn trouble(&self, class: FailureClass, detail: String) -> Trouble {
@@ -404,6 +418,8 @@ fn class_of_status(status: StatusCode, headers: &HeaderMap) -> FailureClass {
         401 | 403 | 407 | 451 => FailureClass::Forbidden,
         404 => FailureClass::NotFound,
         410 => FailureClass::Gone,
+        // The server did not wait for the request; the next may be faster.
+        408 => FailureClass::ServerError,
         429 => FailureClass::RateLimited,
         400..=499 => FailureClass::ClientError,
         503 if headers.contains_key(RETRY_AFTER) => FailureClass::RateLimited,
@@ -435,6 +451,23 @@ fn class_of_send_error(error: &SendError) -> FailureClass {
         FailureClass::Truncated
     } else {
         FailureClass::Protocol
+    }
+}
+
+/// What a failed request tells of the network on our side.
+enum Sign {
+    Up,
+    Down,
+}
+
+/// A refusal came over the network, and a network that cannot be reached is ours. Silence may be the host's.
+fn sign_of(error: &SendError) -> Option<Sign> {
+    use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, ConnectionReset, NetworkDown, NetworkUnreachable};
+    let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().filter(|e| e.raw_os_error().is_some()));
+    match kind?.kind() {
+        NetworkUnreachable | NetworkDown | AddrNotAvailable => Some(Sign::Down),
+        ConnectionRefused | ConnectionReset => Some(Sign::Up),
+        _ => None,
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// Idle hosts are forgotten when there are more than this.
-const MAX_IDLE: usize = 4096;
+/// Idle hosts are looked for and forgotten when there are so many, or twice as many as were not idle the last time.
+const MANY: usize = 4096;
 /// No Retry-After is believed beyond this.
 const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
@@ -19,7 +19,14 @@ pub(crate) struct Hosts {
     /// Longest hold that a request waits for.
     patience: Duration,
     machine: Arc<Semaphore>,
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    hosts: HashMap<String, Arc<Host>>,
+    /// How many are enough to look for idle ones.
+    many: usize,
 }
 
 #[derive(Debug)]
@@ -32,7 +39,20 @@ struct Host {
 #[derive(Debug)]
 pub(crate) struct Turn {
     _host: OwnedSemaphorePermit,
-    _machine: OwnedSemaphorePermit,
+    machine: Place,
+}
+
+/// One of the machine's requests in flight.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    /// The request is over as far as the host is concerned, and what it brought is still in flight here.
+    pub(crate) fn leave_host(self) -> Place {
+        self.machine
+    }
 }
 
 /// The host asked for a longer wait than is waited.
@@ -41,7 +61,8 @@ pub(crate) struct HeldTooLong(pub(crate) Duration);
 
 impl Hosts {
     pub(crate) fn new(concurrency: usize, per_host: usize, patience: Duration) -> Self {
-        Self { per_host, patience, machine: Arc::new(Semaphore::new(concurrency)), hosts: Mutex::default() }
+        let known = Mutex::new(Known { hosts: HashMap::new(), many: MANY });
+        Self { per_host, patience, machine: Arc::new(Semaphore::new(concurrency)), known }
     }
 
     /// Waits for a turn. Nobody who waits for a host takes up room on the machine.
@@ -54,7 +75,7 @@ impl Hosts {
             let machine_turn = self.machine.clone().acquire_owned().await.expect(closed);
             // While this one waited for the machine, another's answer may have held the host.
             if host.hold().is_none() {
-                return Ok(Turn { _host: host_turn, _machine: machine_turn });
+                return Ok(Turn { _host: host_turn, machine: Place { _permit: machine_turn } });
             }
         }
     }
@@ -68,9 +89,11 @@ impl Hosts {
     }
 
     fn host(&self, name: &str) -> Arc<Host> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.len() > MAX_IDLE && !hosts.contains_key(name) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { hosts, many } = &mut *known;
+        if hosts.len() >= *many && !hosts.contains_key(name) {
             hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.hold().is_some());
+            *many = MANY.max(2 * hosts.len());
         }
         let new = || Arc::new(Host { turns: Arc::new(Semaphore::new(self.per_host)), held_until: Mutex::default() });
         hosts.entry(name.to_owned()).or_insert_with(new).clone()

@@ -7,8 +7,8 @@
 //! and takes an `X-Robots-Tag` opt-out for an answer.
 //!
 //! Two kinds of trouble are kept apart. A [`Failure`] is about one URL, and is data: every URL
-//! ends in bytes or in one [`FailureClass`]. An [`Outage`] is about this machine's network: name
-//! resolution or every connection fails. It is an error that stops the run, so that a dead DNS
+//! ends in bytes or in one [`FailureClass`]. An [`Outage`] is about this machine's network: no
+//! name server answers, or there is no way out. It is an error that stops the run, so that a dead DNS
 //! server does not mark a million rows as failed.
 //!
 //! What is deliberately absent: cookies, proxies, credentials (those in a URL are not sent),
@@ -34,5 +34,5 @@ pub use client::tls_config;
 pub use config::{BreakerPolicy, ByteLimits, ConfigError, FetchConfig, RetryPolicy, Timeouts};
 pub use dns::{Lookup, SystemLookup};
 pub use failure::{Failure, FailureClass, Outage};
-pub use fetcher::{Fetched, Fetcher};
+pub use fetcher::{Fetched, Fetcher, host_of};
 pub use retry::parse_retry_after;

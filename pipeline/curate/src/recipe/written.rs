@@ -167,14 +167,16 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// The path in full. It may be a glob, and so nothing in the names of the folders that it begins with is one.
     fn resolve(&self, written: &str) -> Result<String, String> {
-        let named = written.replace("{run}", &self.run.to_string_lossy());
-        if named.contains("://") {
-            return Ok(named);
+        if written.contains("://") {
+            return Ok(written.replace("{run}", &self.run.to_string_lossy()));
         }
+        let literal = |path: &Path| glob::Pattern::escape(&path.to_string_lossy());
+        let named = written.replace("{run}", &literal(self.run));
         let base = std::path::absolute(self.manifest).map_err(|e| format!("source.paths: {e}"))?;
         let base = if written.contains("{run}") { std::env::current_dir().map_err(|e| e.to_string())? } else { base };
-        Ok(base.join(named).to_string_lossy().into_owned())
+        Ok(Path::new(&literal(&base)).join(named).to_string_lossy().into_owned())
     }
 }
 
@@ -234,8 +236,8 @@ impl WrittenFetch {
             return Err(format!("fetch.max_bytes_in_flight: must be at least twice fetch.max_bytes, {max_bytes}"));
         }
         let fetch = Fetch {
-            concurrency: at_least_one("fetch.concurrency", self.concurrency.unwrap_or(standard.concurrency))?,
-            per_host: at_least_one("fetch.per_host", self.per_host.unwrap_or(standard.per_host))?,
+            concurrency: requests("fetch.concurrency", self.concurrency.unwrap_or(standard.concurrency))?,
+            per_host: requests("fetch.per_host", self.per_host.unwrap_or(standard.per_host))?,
             connect_seconds: seconds("connect_seconds", self.connect_seconds, standard.timeouts.connect)?,
             first_byte_seconds: seconds("first_byte_seconds", self.first_byte_seconds, standard.timeouts.first_byte)?,
             read_seconds: seconds("read_seconds", self.read_seconds, standard.timeouts.read)?,
@@ -355,6 +357,16 @@ fn aspect_ratio(section: &str, written: Option<f64>) -> Result<f64, String> {
         None => Ok(f64::INFINITY),
         Some(ratio) if ratio >= 1.0 => Ok(ratio),
         Some(ratio) => Err(format!("{section}.max_aspect_ratio: {ratio} is below 1; it is long side over short side")),
+    }
+}
+
+/// Most requests at once: more than a machine has ports for.
+const MOST_REQUESTS: usize = 1 << 16;
+
+fn requests(key: &str, value: usize) -> Result<usize, String> {
+    match at_least_one(key, value)? {
+        value if value > MOST_REQUESTS => Err(format!("{key}: must be at most {MOST_REQUESTS}")),
+        value => Ok(value),
     }
 }
 

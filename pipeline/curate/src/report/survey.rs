@@ -204,7 +204,7 @@ impl Survey {
         if let Verdict::Rejected(rejection) = &entry.verdict
             && matches!(rejection.reason, Reason::Fetch(_))
         {
-            self.failures_by_host.add(candidate.host(), |failures| failures.add(rejection.reason, 1));
+            self.failures_by_host.add(&candidate.host(), |failures| failures.add(rejection.reason, 1));
         }
         let Answer::Image(measured) = &entry.record.answer else { return };
         for histogram in &mut self.histograms {

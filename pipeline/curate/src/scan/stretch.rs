@@ -156,7 +156,7 @@ impl<'a, 'r> Stretch<'a, 'r> {
             let cleaned = caption::clean(caption, &self.captions.rules);
             let reason = if url.trim().is_empty() {
                 Some(Reason::Filter(Filter::NoUrl))
-            } else if caption.trim().is_empty() {
+            } else if caption.trim().is_empty() || cleaned.text.trim().is_empty() {
                 Some(Reason::Filter(Filter::NoCaption))
             } else if let Some(unwanted) = unwanted {
                 Some(Reason::Filter(unwanted))
@@ -264,6 +264,12 @@ impl<'a, 'r> Stretch<'a, 'r> {
             DataType::Int32 => widened!(i32),
             DataType::UInt64 => widened!(u64),
             DataType::UInt32 => widened!(u32),
+            // Half precision: see `chunks`.
+            DataType::Binary => {
+                let halves = values.binary().map_err(|e| self.wrong(e))?;
+                let wide = |bytes: &[u8]| <[u8; 2]>::try_from(bytes).map_or(f64::NAN, half_precision);
+                halves.iter().map(|bytes| bytes.map_or(f64::NAN, wide)).collect()
+            }
             other => return Err(self.wrong(format!("column {} is of type {other}, not a number", values.name()))),
         })
     }
@@ -271,6 +277,19 @@ impl<'a, 'r> Stretch<'a, 'r> {
     fn wrong(&self, reason: impl ToString) -> Error {
         Error::table(&self.table.blob.path(), reason)
     }
+}
+
+/// A half-precision number: sign, five bits of exponent, ten of fraction.
+fn half_precision(bytes: [u8; 2]) -> f64 {
+    let bits = u16::from_le_bytes(bytes);
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1F), f64::from(bits & 0x3FF));
+    let magnitude = match exponent {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
+    };
+    if bits >> 15 == 0 { magnitude } else { -magnitude }
 }
 
 fn unique(mut columns: Vec<&str>) -> Vec<&str> {
@@ -282,4 +301,27 @@ fn unique(mut columns: Vec<&str>) -> Vec<&str> {
 fn claimed(width: f64, height: f64) -> Option<Size> {
     let side = |value: f64| (value >= 1.0 && value <= f64::from(u32::MAX)).then_some(value as u32);
     Some(Size { width: side(width)?, height: side(height)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_precision;
+
+    #[test]
+    fn half_precision_numbers_are_those_of_ieee_754() {
+        for (bits, value) in [
+            (0x0000_u16, 0.0),
+            (0x3C00, 1.0),
+            (0xC000, -2.0),
+            (0x3555, 0.333_251_953_125),
+            (0x7BFF, 65504.0),
+            (0x0001, 5.960_464_477_539_063e-8),
+            (0x0400, 6.103_515_625e-5),
+            (0x7C00, f64::INFINITY),
+            (0xFC00, f64::NEG_INFINITY),
+        ] {
+            assert_eq!(half_precision(bits.to_le_bytes()), value, "{bits:#06x}");
+        }
+        assert!(half_precision(0x7E00_u16.to_le_bytes()).is_nan());
+    }
 }

@@ -50,6 +50,14 @@ impl Blob {
         self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// The same for every name of the same file.
+    pub fn identity(&self) -> PathBuf {
+        match &self.place {
+            Place::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()),
+            Place::Object(..) => self.path(),
+        }
+    }
+
     /// Reads some ranges at once.
     ///
     /// # Errors
@@ -133,12 +141,13 @@ async fn read_part(bucket: &Bucket, key: &Key, range: Range<u64>) -> object_stor
 }
 
 /// What a written path leads to: a file, the `*.parquet` of a folder, or all that a glob matches,
-/// here or in a store. Hidden files, those that begin with `_` and checksums (`.crc`), which data sets ship beside
-/// their tables, are passed over.
+/// here or in a store; or why that is nothing. Files and folders below the part of a glob that is no pattern are passed
+/// over if they are hidden, begin with `_` or are checksums (`.crc`): data sets and those who write them have such
+/// beside their tables.
 ///
 /// # Errors
 /// [`Error::Store`] where the store cannot be asked.
-pub fn find(written: &str) -> Result<Vec<Blob>> {
+pub fn find(written: &str) -> Result<Result<Vec<Blob>, String>> {
     if connect::is_url(written) { find_objects(written) } else { Ok(find_files(written)) }
 }
 
@@ -146,23 +155,71 @@ pub fn find(written: &str) -> Result<Vec<Blob>> {
 const GLOB: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
-fn find_files(written: &str) -> Vec<Blob> {
+fn find_files(written: &str) -> Result<Vec<Blob>, String> {
     let file = |path: PathBuf| {
         let length = path.metadata().ok().filter(|found| found.is_file())?.len();
-        is_table(&path.file_name()?.to_string_lossy()).then_some(Blob { place: Place::File(path), length })
+        Some(Blob { place: Place::File(path), length })
     };
-    let path = Path::new(written);
-    if path.is_file() {
-        return file(path.to_owned()).into_iter().collect();
+    let plain = [Some(written.to_owned()), literal(written)];
+    if let Some(path) = plain.iter().flatten().find(|path| Path::new(path).is_file()) {
+        return Ok(file(path.into()).into_iter().collect());
     }
-    let pattern = match path.is_dir() {
-        true => format!("{}/*.parquet", glob::Pattern::escape(written.trim_end_matches('/'))),
-        false => written.to_owned(),
+    let folder = plain.iter().flatten().find(|path| Path::new(path).is_dir());
+    let pattern = match folder {
+        Some(folder) => format!("{}/*.parquet", glob::Pattern::escape(folder.trim_end_matches('/'))),
+        None => written.to_owned(),
     };
-    glob::glob_with(&pattern, GLOB).into_iter().flatten().filter_map(|path| file(path.ok()?)).collect()
+    let found = glob::glob_with(&pattern, GLOB).map_err(|error| format!("it is no glob: {error}"))?;
+    let (found, unreadable): (Vec<_>, Vec<_>) = found.partition(std::result::Result::is_ok);
+    let found = found.into_iter().flatten();
+    let depth =
+        Path::new(&pattern).components().take_while(|part| is_literal(&part.as_os_str().to_string_lossy())).count();
+    let (tables, others): (Vec<PathBuf>, Vec<PathBuf>) = found
+        .partition(|path| path.components().skip(depth).all(|part| is_of_tables(&part.as_os_str().to_string_lossy())));
+    let blobs: Vec<Blob> = tables.into_iter().filter_map(file).collect();
+    if !blobs.is_empty() {
+        return Ok(blobs);
+    }
+    let in_another_case = || {
+        let options = glob::MatchOptions { case_sensitive: false, ..GLOB };
+        glob::glob_with(&pattern, options).into_iter().flatten().flatten().next()
+    };
+    Err(if let Some(Err(error)) = unreadable.into_iter().next() {
+        format!("{} cannot be read: {}", error.path().display(), error.error())
+    } else if let Some(other) = others.first() {
+        format!("what is hidden, begins with _ or ends in .crc is passed over, as {}", other.display())
+    } else if let Some(other) = in_another_case() {
+        format!("{} is another name, by its case", other.display())
+    } else if literal(written).is_some() && folder.is_none() {
+        "there is no such file or folder".to_owned()
+    } else {
+        "nothing there has such a name".to_owned()
+    })
 }
 
-fn find_objects(written: &str) -> Result<Vec<Blob>> {
+/// A path as it is named by a glob in which nothing is a pattern; `glob::Pattern::escape` undone.
+fn literal(glob: &str) -> Option<String> {
+    let parts: Option<Vec<String>> = glob.split('/').map(literal_part).collect();
+    parts.map(|parts| parts.join("/"))
+}
+
+fn literal_part(part: &str) -> Option<String> {
+    let mut plain = String::new();
+    let mut rest = part;
+    while let Some(at) = rest.find(['*', '?', '[']) {
+        let escaped = ["[*]", "[?]", "[[]", "[]]"].into_iter().find(|escaped| rest[at..].starts_with(escaped))?;
+        plain += &rest[..at];
+        plain += &escaped[1..2];
+        rest = &rest[at + escaped.len()..];
+    }
+    Some(plain + rest)
+}
+
+fn is_literal(part: &str) -> bool {
+    literal_part(part).is_some()
+}
+
+fn find_objects(written: &str) -> Result<Result<Vec<Blob>, String>> {
     let (bucket, key) = connect::open(written)?;
     let told = |error| told(written, error);
     let blob = |found: ObjectMeta| Blob { place: Place::Object(bucket.clone(), found.location), length: found.size };
@@ -174,7 +231,7 @@ fn find_objects(written: &str) -> Result<Vec<Blob>> {
     if !is_glob && !key.is_empty() && !key.ends_with('/') {
         let found = wait(bucket.store.head(&connect::key(&bucket, &key)?));
         match found {
-            Ok(found) => return Ok(vec![blob(found)]),
+            Ok(found) => return Ok(Ok(vec![blob(found)])),
             // It may be a folder.
             Err(object_store::Error::NotFound { .. }) if bucket.can_list => {}
             Err(error) => return Err(told(error)),
@@ -188,19 +245,46 @@ fn find_objects(written: &str) -> Result<Vec<Blob>> {
         let inside = if folder.is_empty() { String::new() } else { format!("{}/", glob::Pattern::escape(folder)) };
         (folder, format!("{inside}*.parquet"))
     };
-    let pattern = glob::Pattern::new(&pattern).map_err(|error| Error::Store {
-        url: written.to_owned(),
-        reason: format!("is no glob: {error}"),
-        wrong: true,
-    })?;
+    let pattern = match glob::Pattern::new(&pattern) {
+        Ok(pattern) => pattern,
+        Err(error) => return Ok(Err(format!("it is no glob: {error}"))),
+    };
     let prefix = if folder.is_empty() { None } else { Some(connect::key(&bucket, folder)?) };
     let listed: Vec<ObjectMeta> = wait(bucket.store.list(prefix.as_ref()).try_collect()).map_err(told)?;
+    let listed_any = !listed.is_empty();
     let wanted = |found: &ObjectMeta| {
-        pattern.matches_with(found.location.as_ref(), GLOB) && is_table(found.location.filename().unwrap_or_default())
+        let key = found.location.as_ref();
+        let below = key.strip_prefix(folder).unwrap_or(key).trim_start_matches('/');
+        pattern.matches_with(key, GLOB) && below.split('/').all(is_of_tables)
     };
-    Ok(listed.into_iter().filter(wanted).map(blob).collect())
+    let blobs: Vec<Blob> = listed.into_iter().filter(wanted).map(blob).collect();
+    if !blobs.is_empty() {
+        return Ok(Ok(blobs));
+    }
+    let place = format!("{}/{folder}", bucket.url);
+    Ok(Err(if listed_any {
+        format!("no object under {place} has such a name")
+    } else {
+        format!("{place} holds no object")
+    }))
 }
 
-fn is_table(name: &str) -> bool {
+/// Whether a file or folder of this name may be a table or hold some.
+fn is_of_tables(name: &str) -> bool {
     !name.starts_with('.') && !name.starts_with('_') && !name.ends_with(".crc")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_paths_are_told_from_patterns() {
+        for path in ["/plain/x.parquet", "/a [b]/c?/*d*/]e[", ""] {
+            assert_eq!(literal(&glob::Pattern::escape(path)).as_deref(), Some(path));
+        }
+        for pattern in ["/a/*.parquet", "/a[0-9]/x", "**/x", "/a/x?.parquet", "/open["] {
+            assert_eq!(literal(pattern), None, "{pattern}");
+        }
+    }
 }

@@ -40,9 +40,6 @@ pub fn open(url: &str) -> Result<(Arc<Bucket>, String)> {
     let refused = |reason: String| Error::Store { url: url.to_owned(), reason, wrong: true };
     let (scheme, rest) = url.split_once("://").ok_or_else(|| refused("is no URL".into()))?;
     let (name, key) = rest.split_once('/').unwrap_or((rest, ""));
-    if name.is_empty() {
-        return Err(refused("names no bucket".into()));
-    }
     // A signature in the query belongs to the request for this one key, so such a store is not shared.
     let (key, query) = match scheme {
         "http" | "https" => key.split_once('?').map_or((key, None), |(key, query)| (key, Some(query))),
@@ -82,28 +79,30 @@ impl From<object_store::Error> for Failed {
 fn connect(scheme: &str, name: &str, bucket_url: &str) -> Result<Arc<dyn ObjectStore>, Failed> {
     // Every connection of this program is secured by the same code; a second call changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let named = || if name.is_empty() { Err(Failed::Url("names no bucket".into())) } else { Ok(name) };
     let retry = RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(120), ..RetryConfig::default() };
     Ok(match scheme {
         "s3" | "s3a" => {
-            let mut builder = AmazonS3Builder::from_env().with_bucket_name(name).with_retry(retry);
+            let mut builder = AmazonS3Builder::from_env().with_bucket_name(named()?).with_retry(retry);
             let endpoints = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
             if endpoints.iter().filter_map(|key| builder.get_config_value(key)).any(|url| is_loopback(&url)) {
                 builder = builder.with_allow_http(true);
             }
             Arc::new(builder.build()?)
         }
-        "gs" => Arc::new(GoogleCloudStorageBuilder::from_env().with_bucket_name(name).with_retry(retry).build()?),
+        "gs" => Arc::new(GoogleCloudStorageBuilder::from_env().with_bucket_name(named()?).with_retry(retry).build()?),
         "az" | "abfs" | "abfss" | "azure" | "adl" => {
             // `container@account.host`, as Hadoop writes it.
             let builder = MicrosoftAzureBuilder::from_env().with_retry(retry);
             let builder =
-                if name.contains('@') { builder.with_url(bucket_url) } else { builder.with_container_name(name) };
+                if name.contains('@') { builder.with_url(bucket_url) } else { builder.with_container_name(named()?) };
             Arc::new(builder.build()?)
         }
         "http" if !is_loopback(bucket_url) => {
             return Err(Failed::Url("is not encrypted; say https://".into()));
         }
         "http" | "https" => {
+            named()?;
             let options = ClientOptions::new().with_allow_http(scheme == "http");
             Arc::new(HttpBuilder::new().with_url(bucket_url).with_client_options(options).with_retry(retry).build()?)
         }
@@ -139,6 +138,7 @@ mod tests {
     fn urls_are_told_apart_and_what_cannot_be_reached_is_refused() {
         let refused = |url: &str| open(url).unwrap_err().to_string();
         assert!(refused("ftp://host/x.parquet").contains("ftp:// is not known"));
+        assert!(refused("file:///x.parquet").contains("file:// is not known"));
         assert!(refused("s3:///x.parquet").contains("names no bucket"));
         assert!(refused("http://example.org/x.parquet").contains("https://"));
         for loopback in ["http://127.0.0.1:1/x", "http://[::1]:1/x", "http://localhost:1/x"] {

@@ -54,6 +54,16 @@ impl RemoteFolder {
         self.if_there(name, found.map(|found| found.size))
     }
 
+    /// The names of the objects in the folder `inside`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn names(&self, inside: &str) -> Result<Vec<String>> {
+        let listed = wait(self.bucket.store.list_with_delimiter(Some(&self.key(inside))));
+        let listed = listed.map_err(|error| told(&self.url(inside), error))?;
+        Ok(listed.objects.iter().filter_map(|found| Some(found.location.filename()?.to_owned())).collect())
+    }
+
     /// A small object, or `None` where there is none.
     ///
     /// # Errors
