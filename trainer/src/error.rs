@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use shards::Fingerprint;
+
 use crate::recipe::RecipeError;
 
 /// The result of everything in this crate.
@@ -130,6 +132,15 @@ pub enum Error {
     /// torch through the shim.
     #[error(transparent)]
     Shim(#[from] torch_shim::Error),
+}
+
+/// Refuses what lies at `path` and was made from `recorded`, where that is not `current`.
+pub(crate) fn refuse_stale(path: &Path, recorded: &Fingerprint, current: &Fingerprint) -> Result<()> {
+    let differences: Vec<String> = recorded.difference(current).iter().map(ToString::to_string).collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Stale { path: path.to_owned(), difference: differences.join(", ") })
 }
 
 impl Error {

@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::metrics::DiscriminatorMetrics;
 use super::phase::{Carried, CarriedStudent, Networks};
+use crate::error::refuse_stale;
 use crate::recipe::{Stage, Trains};
 use crate::{Error, Result};
 
@@ -179,11 +180,7 @@ pub(super) fn latest(folder: &Path, fingerprint: &Fingerprint) -> Result<Option<
     for path in list(folder)?.iter().rev() {
         match read(path) {
             Ok((saved, found)) => {
-                let differences = found.difference(fingerprint);
-                if !differences.is_empty() {
-                    let difference = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                    return Err(Error::Stale { path: path.clone(), difference });
-                }
+                refuse_stale(path, &found, fingerprint)?;
                 return Ok(Some(saved));
             }
             Err(error) => {

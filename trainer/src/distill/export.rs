@@ -22,6 +22,7 @@ use tch::{Kind, Tensor};
 use super::metrics::{self, Metrics};
 use super::paths::StagePaths;
 use super::phase::Sources;
+use crate::error::refuse_stale;
 use crate::flow::Formulation;
 use crate::model::UNET_STEM;
 use crate::recipe::{Objective, Stage};
@@ -103,8 +104,8 @@ pub(super) fn lineage(
     Ok(json!({
         "stage": stage,
         MADE_FROM: made_from,
-        "base_unet": sources.base.hash()?,
-        "teacher_unet": sources.teacher.hash()?,
+        "base_unet": made_from.part("base"),
+        "teacher_unet": made_from.part("teacher"),
         "teacher": of(sources.teacher.path.join(LINEAGE))?,
         "latents": fingerprint(of(latents.join("index.json"))?),
         "curated": fingerprint(of(run.join("curated/index.json"))?),
@@ -117,11 +118,7 @@ pub(super) fn check_made_from(export: &Path, current: &Fingerprint) -> Result<()
     let mut lineage: Value = read_json(&path)?;
     let recorded: Fingerprint = serde_json::from_value(lineage[MADE_FROM].take())
         .map_err(|error| Error::Document { path, reason: format!("{MADE_FROM}: {error}") })?;
-    let differences: Vec<String> = recorded.difference(current).iter().map(ToString::to_string).collect();
-    if differences.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Stale { path: export.to_owned(), difference: differences.join(", ") })
+    refuse_stale(export, &recorded, current)
 }
 
 /// The steps that a model was distilled to, as its export says; none for a model that no stage has made.

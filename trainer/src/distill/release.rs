@@ -61,12 +61,12 @@ pub fn release(manifest: &Path, run: &Path, stage: &Stage) -> Result<Vec<PathBuf
     write_single_file(&place(whole.clone()), &folder, &model)?;
     let side = base.resolution;
     let workflow = place(format!("sdxl_lightning_workflow_full_{}step.json", stage.student_steps));
-    write_json(workflow, &workflow_of(stage, &model, &whole, None, side))?;
+    write_json(workflow, &workflow_of(stage, model.formulation, &whole, None, side))?;
     if paths.adapters().is_file() {
         let lora = format!("{released}_lora.safetensors");
         link(paths.adapters(), place(lora.clone()))?;
         let workflow = place(format!("sdxl_lightning_workflow_lora_{}step.json", stage.student_steps));
-        write_json(workflow, &workflow_of(stage, &model, &lora_base(stage), Some(&lora), side))?;
+        write_json(workflow, &workflow_of(stage, model.formulation, &lora_base(stage), Some(&lora), side))?;
     }
     Ok(written)
 }
@@ -103,10 +103,9 @@ fn lora_base(stage: &Stage) -> String {
 
 /// ComfyUI's graph in its API format: Euler on the `sgm_uniform` (trailing) grid without guidance, as many steps as
 /// the model was distilled to, and a model that predicts data told so.
-fn workflow_of(stage: &Stage, model: &ModelFolder, checkpoint: &str, lora: Option<&str>, side: u32) -> Value {
+fn workflow_of(stage: &Stage, formulation: Formulation, checkpoint: &str, lora: Option<&str>, side: u32) -> Value {
     let node = |class: &str, title: &str, inputs: Value| json!({ "class_type": class, "inputs": inputs, "_meta": { "title": title } });
     let mut nodes = serde_json::Map::new();
-    let predicts_data = model.formulation == Formulation::Sample;
     let mut model = json!(["1", 0]);
     nodes.insert("1".into(), node("CheckpointLoaderSimple", "Load the checkpoint", json!({ "ckpt_name": checkpoint })));
     if let Some(lora) = lora {
@@ -114,7 +113,7 @@ fn workflow_of(stage: &Stage, model: &ModelFolder, checkpoint: &str, lora: Optio
         nodes.insert("2".into(), node("LoraLoaderModelOnly", "Load the adapters", inputs));
         model = json!(["2", 0]);
     }
-    if predicts_data {
+    if formulation == Formulation::Sample {
         let inputs = json!({ "model": model, "sampling": "x0", "zsnr": false });
         nodes.insert("3".into(), node("ModelSamplingDiscrete", "The model predicts data", inputs));
         model = json!(["3", 0]);

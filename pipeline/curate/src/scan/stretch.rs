@@ -279,17 +279,9 @@ impl<'a, 'r> Stretch<'a, 'r> {
     }
 }
 
-/// A half-precision number: sign, five bits of exponent, ten of fraction.
+/// A half-precision number as parquet stores it.
 fn half_precision(bytes: [u8; 2]) -> f64 {
-    let bits = u16::from_le_bytes(bytes);
-    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1F), f64::from(bits & 0x3FF));
-    let magnitude = match exponent {
-        0 => fraction * 2_f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
-    };
-    if bits >> 15 == 0 { magnitude } else { -magnitude }
+    half::f16::from_le_bytes(bytes).to_f64()
 }
 
 fn unique(mut columns: Vec<&str>) -> Vec<&str> {
