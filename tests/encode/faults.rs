@@ -59,6 +59,19 @@ fn a_killed_run_ends_in_the_same_bytes() {
     }
 }
 
+/// Between its index and the end, a run removes its records; one killed there is finished by the next.
+#[test]
+fn records_that_a_finished_run_has_left_are_removed() {
+    let world = World::new();
+    assert_ends(&world.encode(), 0, "8 samples encoded");
+    let wanted = published(&world);
+    let records = world.latents().join("unfinished");
+    std::fs::create_dir(&records).unwrap();
+    std::fs::write(records.join("000001.json"), b"{}").unwrap();
+    assert_ends(&world.encode(), 0, "8 samples are encoded already");
+    assert_eq!(published(&world), wanted);
+}
+
 #[test]
 fn a_full_disk_stops_the_run_which_goes_on_when_there_is_space() {
     // The second shard is the larger one.

@@ -124,6 +124,8 @@ pub fn encode_latents(
     if let Some(published) = LatentIndex::load(&latents, FORMAT, VERSION)? {
         agree(&latents, &published.fingerprint, &fingerprint)?;
         check_present(&latents, &published.shards)?;
+        // A run that was killed after its last word has left them.
+        remove_records(&latents)?;
         return Ok(Outcome::NothingToDo { totals: published.totals });
     }
     let is_here = |shard: &ShardEntry| curated.join(SHARDS).join(&shard.name).exists();
@@ -321,9 +323,16 @@ impl Plan {
         };
         report::publish(&self.curated, &self.latents, &index, manifest, encoder)?;
         index.publish(&self.latents)?;
-        let records = self.latents.join(UNFINISHED);
-        std::fs::remove_dir_all(&records).map_err(Error::io(&records))?;
+        remove_records(&self.latents)?;
         Ok(totals)
+    }
+}
+
+fn remove_records(latents: &Path) -> Result<()> {
+    let records = latents.join(UNFINISHED);
+    match std::fs::remove_dir_all(&records) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&records)(error)),
+        _ => Ok(()),
     }
 }
 
