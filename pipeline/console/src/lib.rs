@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -33,6 +34,21 @@ pub fn start_log(default: &str) {
 pub fn exit_code_of(program: impl FnOnce() -> ExitCode) -> ExitCode {
     // Nothing that a panic has left half done is looked at: the process ends.
     catch_unwind(AssertUnwindSafe(program)).unwrap_or(ExitCode::FAILURE)
+}
+
+/// Runs `program` to its exit code as [`exit_code_of`] does, and says in one line why it failed.
+pub fn run<E: Display>(
+    program: &str,
+    run: impl FnOnce() -> Result<(), E>,
+    exit_code: impl FnOnce(&E) -> u8,
+) -> ExitCode {
+    exit_code_of(|| match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    })
 }
 
 /// Says in one line why `program` failed. Its library's own errors, `E`, name their cause themselves and have exit codes

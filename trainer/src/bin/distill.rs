@@ -44,13 +44,7 @@ struct Arguments {
 fn main() -> ExitCode {
     console::start_log("info");
     let arguments = Arguments::parse();
-    console::exit_code_of(|| match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("distill: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    })
+    console::run("distill", || run(&arguments), Error::exit_code)
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use trainer::Result;
 use trainer::distill::{StagePaths, manifest_flow, release};
 use trainer::recipe::Stage;
+use trainer::{Error, Result};
 
 /// Writes each finished stage of a run into RUN/export/STAGE in the forms that users of few-step models know: bare UNet,
 /// LoRA, single file and workflow for ComfyUI, scheduler settings, model card.
@@ -30,13 +30,7 @@ struct Arguments {
 fn main() -> ExitCode {
     console::start_log("info");
     let arguments = Arguments::parse();
-    console::exit_code_of(|| match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("export: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    })
+    console::run("export", || run(&arguments), Error::exit_code)
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
