@@ -212,7 +212,7 @@ fn curate(folder: &Path, side: u32, images: usize) -> Result<()> {
             })
             .collect();
         let mut writer = ShardWriter::create(folder.join("shards"), format!("{:06}.tar", first / SHARD))?;
-        for sample in &samples {
+        for sample in samples {
             writer.push(sample)?;
         }
         shards.push(writer.finish()?);

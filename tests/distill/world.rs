@@ -106,7 +106,7 @@ impl World {
         for (shard, numbers) in [(0, 0..6), (1, 6..SAMPLES)] {
             let mut writer = ShardWriter::create(folder.join("shards"), format!("{shard:06}.tar")).unwrap();
             for number in numbers {
-                writer.push(&sample(number, side, self.widths).to_sample().unwrap()).unwrap();
+                writer.push(sample(number, side, self.widths).to_sample().unwrap()).unwrap();
             }
             entries.push(writer.finish().unwrap());
         }

@@ -65,7 +65,7 @@ impl World {
         let folder = self.run().join("curated");
         let entries = shards.iter().enumerate().map(|(at, samples)| {
             let mut writer = ShardWriter::create(folder.join("shards"), format!("{at:06}.tar")).unwrap();
-            samples.iter().for_each(|sample| writer.push(sample).unwrap());
+            samples.iter().for_each(|sample| writer.push(sample.clone()).unwrap());
             writer.finish().unwrap()
         });
         Index {

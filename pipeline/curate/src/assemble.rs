@@ -149,7 +149,7 @@ impl<'a> Assembler<'a> {
         self.tally.bring(&record);
         let verdict = match self.judge(&record, &file) {
             Ok(measured) => {
-                let (shard, place) = self.file(&sample(&record.candidate, measured, file, self.stored))?;
+                let (shard, place) = self.file(sample(&record.candidate, measured, file, self.stored))?;
                 Verdict::Kept { shard, place }
             }
             Err(rejection) => Verdict::Rejected(rejection),
@@ -194,7 +194,7 @@ impl<'a> Assembler<'a> {
     }
 
     /// Adds a sample to the open shard, or to a new one.
-    fn file(&mut self, sample: &Sample) -> Result<(u64, u64)> {
+    fn file(&mut self, sample: Sample) -> Result<(u64, u64)> {
         let shard = match &mut self.shard {
             Some(shard) => shard,
             none => {
@@ -204,8 +204,8 @@ impl<'a> Assembler<'a> {
             }
         };
         let place = shard.writer.count();
-        shard.writer.push(sample)?;
         shard.bytes += sample.parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
+        shard.writer.push(sample)?;
         Ok((shard.number, place))
     }
 

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use html_escape::encode_text;
 use pixels::{Anchor, Limits};
+use rayon::prelude::*;
 use shards::atomic::write_atomic;
 
 use crate::counts::Counts;
@@ -239,12 +240,14 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], target: &Targe
     if pictures.is_empty() {
         return Ok(());
     }
+    let thumbnails: Vec<Vec<u8>> =
+        pictures.par_iter().map(|picture| thumbnail(picture, target)).collect::<Result<_>>()?;
     let _ = writeln!(html, "<h2>{title}</h2>\n<div class=\"pictures\">");
-    for picture in pictures {
+    for (picture, thumbnail) in pictures.iter().zip(thumbnails) {
         let _ = writeln!(
             html,
             "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{}\"><figcaption>{:.1} &middot; {} &middot; {}</figcaption></figure>",
-            STANDARD.encode(thumbnail(picture, target)?),
+            STANDARD.encode(thumbnail),
             picture.sharpness,
             picture.key,
             encode_text(&picture.caption),

@@ -83,7 +83,7 @@ fn make_anew(number: u64, entries: &mut [Entry], tally: &mut Tally, target: &Tar
         let sample = sample?;
         if !dropped.contains(&sample.key) {
             places.insert(sample.key.clone(), writer.count());
-            writer.push(&sample)?;
+            writer.push(sample)?;
         }
     }
     for entry in entries.iter_mut() {

@@ -284,7 +284,7 @@ impl Plan {
             for item in items {
                 match item {
                     Ok(sample) => {
-                        files.time(|| writer.push(&sample.to_sample()?).map_err(Error::from))?;
+                        files.time(|| writer.push(sample.to_sample()?).map_err(Error::from))?;
                         totals.encoded += 1;
                     }
                     Err(refusal) => {

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// Bytes after which a file that is still being written is flushed: its commit then has the last of them to wait for, and
+/// not all.
+const FLUSH_EVERY: usize = 64 << 20;
+
 /// A file that appears under its name only at [`AtomicFile::commit`].
 ///
 /// Dropped without a commit, it leaves nothing.
@@ -17,6 +21,7 @@ pub struct AtomicFile {
     file: File,
     temporary: PathBuf,
     target: PathBuf,
+    unflushed: usize,
     committed: bool,
 }
 
@@ -34,7 +39,7 @@ impl AtomicFile {
         // Never truncated: a leftover of [`link`] is a name of another file.
         remove_leftover(&temporary)?;
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-        Ok(AtomicFile { file, temporary, target, committed: false })
+        Ok(AtomicFile { file, temporary, target, unflushed: 0, committed: false })
     }
 
     /// Makes the bytes durable, then visible under the target's name.
@@ -56,7 +61,13 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        self.unflushed += written;
+        if self.unflushed >= FLUSH_EVERY {
+            self.file.sync_data()?;
+            self.unflushed = 0;
+        }
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -112,7 +112,7 @@ mod tests {
 
     fn published(folder: &Path) -> Index<Totals> {
         let mut writer = ShardWriter::create(folder.join(SHARDS), "000000.tar").unwrap();
-        writer.push(&Sample::new("a").with("txt", "x")).unwrap();
+        writer.push(Sample::new("a").with("txt", "x")).unwrap();
         let index = Index {
             format: "stepdown-test".into(),
             version: 1,

@@ -66,12 +66,11 @@ impl ShardWriter {
     ///
     /// # Errors
     /// [`Error::InvalidKey`] and [`Error::InvalidPart`] before anything is written; [`Error::Io`].
-    pub fn push(&mut self, sample: &Sample) -> Result<()> {
+    pub fn push(&mut self, sample: Sample) -> Result<()> {
         sample.validate()?;
-        let mut record = webdataset::Sample::with_key(sample.key.as_str());
-        for part in &sample.parts {
-            let bytes = bytes::Bytes::copy_from_slice(&part.bytes);
-            record.insert(part.ext.as_str(), webdataset::Value::Bytes(bytes));
+        let mut record = webdataset::Sample::with_key(sample.key);
+        for Part { ext, bytes } in sample.parts {
+            record.insert(ext, webdataset::Value::Bytes(bytes.into()));
         }
         self.archive.write(&record).map_err(|e| writing(&self.path, e))?;
         self.count += 1;
@@ -332,7 +331,7 @@ mod tests {
 
     fn write(folder: &Path, name: &str, samples: &[Sample]) -> ShardEntry {
         let mut writer = ShardWriter::create(folder, name).unwrap();
-        samples.iter().for_each(|s| writer.push(s).unwrap());
+        samples.iter().for_each(|s| writer.push(s.clone()).unwrap());
         writer.finish().unwrap()
     }
 
@@ -378,7 +377,7 @@ mod tests {
     fn an_unfinished_shard_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::create(dir.path(), "000000.tar").unwrap();
-        writer.push(&samples(1)[0]).unwrap();
+        writer.push(samples(1).remove(0)).unwrap();
         drop(writer);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
