@@ -13,7 +13,7 @@ svg text{font:12px system-ui,sans-serif;fill:#222}";
 /// Pixels of a chart.
 const LABEL: f64 = 120.0;
 const BAR: f64 = 200.0;
-const NUMBER: f64 = 150.0;
+const NUMBER: f64 = 190.0;
 const LINE: f64 = 20.0;
 
 /// The page. `captions` are those of the grids' columns; `grid` names a contender's picture.
@@ -68,22 +68,35 @@ pub(super) fn page(
     html
 }
 
-/// A bar for each contender.
+/// A bar is cut at so many times the median: one model that is far off is not to hide how the others differ.
+const CUT: f64 = 3.0;
+
+/// The number that a bar of full length stands for.
+fn longest(means: &[f64]) -> f64 {
+    let mut sorted = means.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[(sorted.len() - 1) / 2];
+    let whole = sorted.iter().copied().filter(|&mean| mean <= CUT * median);
+    whole.fold(f64::MIN_POSITIVE, f64::max)
+}
+
+/// A bar for each contender; one that is cut ends in an arrow.
 fn chart(models: &[&[Row]], measure: &Measure) -> String {
     let title = measure.title;
     let means: Vec<f64> = models.iter().map(|rows| measure.mean(rows).0).collect();
-    let largest = means.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let longest = longest(&means);
     let (width, height) = (LABEL + BAR + NUMBER, LINE * models.len() as f64);
     let mut svg =
         format!("<figure><h3>{title}</h3><svg width={width} height={height} role=img aria-label=\"{title}\">");
     for (at, (rows, mean)) in models.iter().zip(&means).enumerate() {
         let (top, middle) = (LINE * at as f64, LINE * (at as f64 + 0.7));
-        let length = BAR * (mean / largest).clamp(0.0, 1.0);
+        let length = BAR * (mean / longest).clamp(0.0, 1.0);
+        let arrow = if *mean > longest { "\u{25b8} " } else { "" };
         let fill = if rows[0].method == "base" { "#9aa5b1" } else { "#3b6ea5" };
         let _ = write!(
             svg,
             "<text x=0 y={middle}>{}</text><rect x={LABEL} y={} width={length:.1} height={} fill=\"{fill}\"/>\
-             <text x={:.1} y={middle}>{}</text>",
+             <text x={:.1} y={middle}>{arrow}{}</text>",
             escape(&rows[0].model),
             top + 3.0,
             LINE - 6.0,
@@ -96,4 +109,16 @@ fn chart(models: &[&[Row]], measure: &Measure) -> String {
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_is_far_off_leaves_the_others_their_bars() {
+        assert_eq!(longest(&[1.0, 1.2, 0.9, 140.0, 2.9]), 2.9);
+        assert_eq!(longest(&[0.97, 0.98, 0.0]), 0.98);
+        assert!(longest(&[0.0, 0.0]) > 0.0);
+    }
 }

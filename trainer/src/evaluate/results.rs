@@ -83,7 +83,7 @@ impl Measure {
 
     /// One contender's cell: `12.34 ± 0.56` over several seeds, and `(1.20x)` beside a teacher.
     pub fn cell(&self, rows: &[Row], teacher: &[Row]) -> String {
-        let digits = self.digits;
+        let digits = self.digits_beside(self.mean(teacher).0);
         let (mean, spread) = self.mean(rows);
         let mut text = format!("{mean:.digits$}");
         if let Some(spread) = spread {
@@ -93,6 +93,15 @@ impl Measure {
             let _ = write!(text, " ({:.2}x)", mean / self.mean(teacher).0);
         }
         text
+    }
+
+    /// Of distances, whose scale is that of the features, enough digits for three of the teacher's to be seen.
+    fn digits_beside(&self, teacher: f64) -> usize {
+        if !self.relative || teacher <= 0.0 {
+            return self.digits;
+        }
+        let to_third = 2 - teacher.log10().floor() as i32;
+        self.digits.max(to_third.clamp(0, 9) as usize)
     }
 }
 
@@ -196,6 +205,13 @@ mod tests {
         assert!(
             single.ends_with("| base-32 | full | lightning | 4 | 0 | 1.50 | 0.500 | 0.900 | 0.950 | 812 | 9.3 |\n")
         );
+    }
+
+    #[test]
+    fn small_distances_are_told_apart() {
+        let rows = [row("base-32", 0, 0.011_94), row("8to4", 0, 0.013_21)];
+        let table = markdown(&rows);
+        assert!(table.contains("| 0.0119 | ") && table.contains("| 0.0132 (1.11x) | "), "{table}");
     }
 
     #[test]
