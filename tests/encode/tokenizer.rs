@@ -110,3 +110,64 @@ fn a_folder_that_is_no_tokenizer_says_what_it_lacks() {
     std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
     assert!(message(folder.path()).contains(&folder.path().display().to_string()));
 }
+
+/// The vocabulary of fixtures/encode with settings of its own; `words` is a folder that holds the vocabulary.
+fn with_settings(words: &str, settings: &[(&str, serde_json::Value)]) -> encode::Result<ClipTokenizer> {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["vocab.json", "merges.txt", "tokenizer.json"] {
+        let file = fixture("encode/model").join(words).join(name);
+        if file.exists() {
+            std::fs::copy(file, folder.path().join(name)).unwrap();
+        }
+    }
+    for (name, document) in settings {
+        std::fs::write(folder.path().join(name), document.to_string()).unwrap();
+    }
+    ClipTokenizer::open(folder.path())
+}
+
+/// What transformers 5.24 makes of the same folders: "!" alone is another id than the word "!</w>".
+#[test]
+fn tokens_are_read_from_every_file_that_transformers_reads() {
+    const CONFIG: &str = "tokenizer_config.json";
+    const MAP: &str = "special_tokens_map.json";
+    let opened = |words, settings: &[(&str, serde_json::Value)]| {
+        let tokens = with_settings(words, settings).unwrap().encode("a!").unwrap().ids;
+        (tokens[2], tokens[tokens.len() - 1])
+    };
+    let (word, end) = opened("tokenizer_2", &[]);
+    let (mark, pad) = opened("tokenizer_2", &[(CONFIG, json!({"pad_token": "!"}))]);
+    assert!(word != mark && mark == pad && pad != end);
+    let by_end = || json!({"pad_token": "<|endoftext|>"});
+    let by_mark = || json!({"pad_token": "!"});
+    for (settings, ids) in [
+        (vec![(CONFIG, by_end()), (MAP, by_mark())], (mark, pad)),
+        (vec![(CONFIG, by_mark()), (MAP, by_end())], (word, end)),
+        (vec![(CONFIG, json!({"added_tokens_decoder": {}})), (MAP, by_mark())], (word, end)),
+        (vec![(CONFIG, json!({"additional_special_tokens": ["!"]}))], (mark, end)),
+        (vec![(MAP, json!({"additional_special_tokens": [{"content": "!", "normalized": false}]}))], (mark, end)),
+        (vec![(CONFIG, json!({"extra_special_tokens": {"mark_token": "!"}}))], (mark, end)),
+        (vec![(CONFIG, json!({"extra_special_tokens": {}}))], (word, end)),
+        (vec![("added_tokens.json", json!({"!": mark}))], (mark, end)),
+    ] {
+        assert_eq!(opened("tokenizer_2", &settings), ids, "{settings:?}");
+    }
+    assert_eq!(opened("tokenizer", &[(CONFIG, by_mark())]), (mark, pad), "beside a tokenizer.json");
+}
+
+#[test]
+fn settings_that_would_give_other_ids_are_refused_by_name() {
+    let refused = |name: &str, document: serde_json::Value| {
+        with_settings("tokenizer_2", &[(name, document)]).err().expect("refused").to_string()
+    };
+    for (key, value, said) in [
+        ("padding_side", json!("left"), "tokenizer_config.json: `padding_side` = \"left\" is not supported"),
+        ("truncation_side", json!("left"), "tokenizer_config.json: `truncation_side` = \"left\" is not supported"),
+        ("split_special_tokens", json!(true), "tokenizer_config.json: `split_special_tokens` = true is not supported"),
+    ] {
+        let message = refused("tokenizer_config.json", json!({ key: value }));
+        assert!(message.contains(said), "{message}");
+    }
+    let message = refused("added_tokens.json", json!({"<s1>": 49408}));
+    assert!(message.contains("the token `<s1>` is not in the vocabulary"), "{message}");
+}

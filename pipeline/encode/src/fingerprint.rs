@@ -70,7 +70,14 @@ pub fn network_hash(folder: &Path, stem: &str) -> Result<ContentHash> {
 
 /// All files that a tokenizer may be read from.
 fn tokenizer(folder: &Path) -> Result<ContentHash> {
-    let names = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+    let names = [
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ];
     let present: Vec<_> = names.iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect();
     if present.is_empty() {
         return Err(Error::invalid(folder, "there is no tokenizer here"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tch::Tensor;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
@@ -50,9 +51,22 @@ struct Settings {
     eos_token: Option<Special>,
     unk_token: Option<Special>,
     pad_token: Option<Special>,
+    /// The name that transformers 5 gives to `additional_special_tokens`.
+    extra_special_tokens: Option<Further>,
+    additional_special_tokens: Option<Further>,
     model_max_length: Option<f64>,
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<String, Flags>,
+    added_tokens_decoder: Option<BTreeMap<String, Flags>>,
+    padding_side: Option<String>,
+    truncation_side: Option<String>,
+    split_special_tokens: Option<bool>,
+}
+
+/// Special tokens beside the four: a list, or each by a name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Further {
+    Listed(Vec<Special>),
+    Named(BTreeMap<String, Special>),
 }
 
 /// A special token, by its text alone or with its matching rules.
@@ -115,34 +129,71 @@ impl Flags {
 }
 
 impl Settings {
-    /// `tokenizer_config.json`, and what it leaves open from `special_tokens_map.json`; both may be absent.
+    /// Reads them as transformers does: a `tokenizer_config.json` that lists its tokens (`added_tokens_decoder`) is all
+    /// there is. Beside an older one `special_tokens_map.json` has the last word, and `added_tokens.json` lists further
+    /// tokens. Each of the three may be absent.
     fn read(folder: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            if path.exists() { read_json::<Settings>(&path) } else { Ok(Settings::default()) }
-        };
-        let (config, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
-        Ok(Self {
-            bos_token: config.bos_token.or(map.bos_token),
-            eos_token: config.eos_token.or(map.eos_token),
-            unk_token: config.unk_token.or(map.unk_token),
-            pad_token: config.pad_token.or(map.pad_token),
+        fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
+            if path.exists() { read_json(path) } else { Ok(T::default()) }
+        }
+        let path = folder.join("tokenizer_config.json");
+        let config: Self = read(&path)?;
+        if let Some(reason) = config.unsupported() {
+            return Err(Error::invalid(path, reason));
+        }
+        if config.added_tokens_decoder.is_some() {
+            return Ok(config);
+        }
+        let map: Self = read(&folder.join("special_tokens_map.json"))?;
+        let added: BTreeMap<String, u32> = read(&folder.join("added_tokens.json"))?;
+        let mut settings = Self {
+            bos_token: map.bos_token.or(config.bos_token),
+            eos_token: map.eos_token.or(config.eos_token),
+            unk_token: map.unk_token.or(config.unk_token),
+            pad_token: map.pad_token.or(config.pad_token),
+            extra_special_tokens: map.extra_special_tokens.or(config.extra_special_tokens),
+            additional_special_tokens: map.additional_special_tokens.or(config.additional_special_tokens),
             ..config
-        })
+        };
+        let named = settings.special_tokens();
+        let flags = |content: String| {
+            let special = named.iter().any(|token| token.content() == content);
+            Flags { content, special, normalized: !special, ..Flags::default() }
+        };
+        settings.added_tokens_decoder =
+            Some(added.into_iter().map(|(content, id)| (id.to_string(), flags(content))).collect());
+        Ok(settings)
+    }
+
+    /// What would give other ids than those of a sequence that is cut and padded at its end.
+    fn unsupported(&self) -> Option<String> {
+        for (key, side) in [("padding_side", &self.padding_side), ("truncation_side", &self.truncation_side)] {
+            if let Some(side) = side.as_ref().filter(|side| *side != "right") {
+                return Some(format!("`{key}` = \"{side}\" is not supported"));
+            }
+        }
+        (self.split_special_tokens == Some(true)).then(|| "`split_special_tokens` = true is not supported".to_owned())
+    }
+
+    /// The four that every tokenizer of this class has, and those that this one names beside them.
+    fn special_tokens(&self) -> Vec<Special> {
+        let four = [(&self.bos_token, START), (&self.eos_token, END), (&self.unk_token, END), (&self.pad_token, END)];
+        let four =
+            four.into_iter().map(|(token, text)| token.clone().unwrap_or_else(|| Special::Text(text.to_owned())));
+        let further = [&self.extra_special_tokens, &self.additional_special_tokens].into_iter().flatten();
+        let further = further.flat_map(|tokens| match tokens {
+            Further::Listed(tokens) => tokens.clone(),
+            Further::Named(tokens) => tokens.values().cloned().collect(),
+        });
+        four.chain(further).collect()
     }
 
     /// The tokens that are matched whole in a text, in the order in which transformers adds them: a later one of the
     /// same text replaces an earlier one. The padding token of SDXL's second encoder, `!`, is one of them, so that an
     /// exclamation mark in a caption is that token and not the word `!</w>`.
     fn added_tokens(&self) -> Vec<AddedToken> {
-        let listed: Vec<&Flags> = self.added_tokens_decoder.values().collect();
-        let default = |text: &str| Special::Text(text.to_owned());
-        let named = [
-            self.bos_token.clone().unwrap_or_else(|| default(START)),
-            self.eos_token.clone().unwrap_or_else(|| default(END)),
-            self.unk_token.clone().unwrap_or_else(|| default(END)),
-            self.pad_token.clone().unwrap_or_else(|| default(END)),
-        ];
+        let listed: Vec<&Flags> = self.added_tokens_decoder.iter().flat_map(BTreeMap::values).collect();
+        let named = self.special_tokens();
         let unlisted = named.iter().filter(|token| listed.iter().all(|flags| flags.content != token.content()));
         let all = listed.iter().map(|flags| flags.to_added()).chain(unlisted.map(Special::to_added));
         let mut kept: Vec<AddedToken> = Vec::new();
@@ -167,6 +218,14 @@ impl ClipTokenizer {
         };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(failed)?;
+        let mut added = settings.added_tokens();
+        if let Some(unknown) = added.iter().find(|token| tokenizer.token_to_id(&token.content).is_none()) {
+            return Err(Error::invalid(folder, format!("the token `{}` is not in the vocabulary", unknown.content)));
+        }
+        // A tokenizer.json says itself how those that it lists are matched.
+        let already = tokenizer.get_added_tokens_decoder();
+        added.retain(|token| already.values().all(|listed| listed.content != token.content));
+        tokenizer.add_special_tokens(&added);
 
         let id = |special: &Option<Special>, default: &str| {
             let text = special.as_ref().map_or(default, Special::content);
@@ -243,10 +302,5 @@ fn from_vocabulary(folder: &Path, settings: &Settings) -> Result<Tokenizer> {
     let split = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(failed)?;
     let words: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, true).into()];
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(words)));
-    let added = settings.added_tokens();
-    if let Some(unknown) = added.iter().find(|token| tokenizer.token_to_id(&token.content).is_none()) {
-        return Err(Error::invalid(folder, format!("the token `{}` is not in the vocabulary", unknown.content)));
-    }
-    tokenizer.add_special_tokens(&added);
     Ok(tokenizer)
 }

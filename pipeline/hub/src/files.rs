@@ -28,7 +28,7 @@ const TOKENIZERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
 /// Either form of a tokenizer.
 const VOCABULARIES: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
 /// What may stand beside it.
-const TOKENIZER_SETTINGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+const TOKENIZER_SETTINGS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 
 const FULL: [&str; 2] = ["safetensors", "safetensors.index.json"];
 const FP16: [&str; 2] = ["fp16.safetensors", "safetensors.index.fp16.json"];
