@@ -67,11 +67,11 @@ fn slicing_changes_nothing_but_the_rounding() {
 
 #[test]
 fn scaling_and_its_inverse_agree() {
-    let config = VaeConfig { scaling_factor: 0.13025, shift_factor: Some(0.5), ..VaeConfig::default() };
+    let config = VaeConfig { scaling_factor: 0.13025, ..VaeConfig::default() };
     let vae = build(&config);
     let latents = hashed::tensor("latents", &[1, 4, 3, 3], 5.0);
     assert_close("unscale", &vae.unscale(&vae.scale(&latents)), &latents);
-    assert_close("scale", &vae.scale(&latents), &((latents - 0.5) * 0.13025));
+    assert_close("scale", &vae.scale(&latents), &(latents * 0.13025));
 }
 
 #[test]
@@ -96,6 +96,7 @@ fn configs_that_no_network_can_have_are_refused() {
         ("norm_num_groups", json!(0), "`norm_num_groups`: 0 is out of range"),
         ("layers_per_block", json!(1u64 << 40), "`layers_per_block`: 1099511627776 is out of range"),
         ("latents_mean", json!([0.0, 0.0, 0.0, 0.0]), "`latents_mean`: statistics"),
+        ("shift_factor", json!(0.1159), "`shift_factor`: a shift of latents"),
         ("scaling_factor", json!(0), "`scaling_factor`: 0"),
         ("act_fn", json!("tanh"), "`act_fn`: unknown variant `tanh`"),
         ("down_block_types", json!(["AttnDownEncoderBlock2D"]), "`down_block_types`: unknown variant"),
@@ -110,4 +111,5 @@ fn configs_that_no_network_can_have_are_refused() {
     let published = r#"{"_class_name": "AutoencoderKL", "_diffusers_version": "0.20.0.dev0", "_name_or_path": "x",
         "latents_mean": null, "latents_std": null, "shift_factor": null, "force_upcast": true}"#;
     assert_eq!(VaeConfig::from_json(published).unwrap(), VaeConfig::default());
+    VaeConfig::from_json(r#"{"shift_factor": 0}"#).unwrap();
 }

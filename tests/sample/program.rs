@@ -281,6 +281,11 @@ fn bad_input_is_one_line_and_exit_code_2() {
     std::fs::write(&config, text.replace("\"cross_attention_dim\": 48", "\"cross_attention_dim\": 40")).unwrap();
     refused(run(), &[], "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight: expected");
     std::fs::write(&config, text).unwrap();
+    let config = model.path().join("vae/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"out_channels\": 3", "\"out_channels\": 4")).unwrap();
+    refused(run(), &[], "vae/config.json: `out_channels`: 4, images have 3");
+    std::fs::write(&config, text).unwrap();
     std::fs::remove_dir_all(model.path().join("tokenizer")).unwrap();
     refused(run(), &[], "tokenizer");
     std::fs::remove_dir_all(model.path()).unwrap();

@@ -63,7 +63,7 @@ pub struct VaeConfig {
     pub sample_size: i64,
     /// Latents are multiplied by this before a diffusion model sees them.
     pub scaling_factor: f64,
-    /// Subtracted from latents before the scaling.
+    /// What other models subtract from latents before the scaling; not supported.
     pub shift_factor: Option<f64>,
     /// Means of the latents' channels; not supported.
     pub latents_mean: Option<Vec<f64>>,
@@ -170,8 +170,21 @@ impl VaeConfig {
                 return Err(bad_value(key, "statistics of the latents' channels are not supported"));
             }
         }
+        if self.shift_factor.is_some_and(|shift| shift != 0.0) {
+            return Err(bad_value("shift_factor", "a shift of latents, which SDXL's pipelines do not know"));
+        }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
             return Err(bad_value("scaling_factor", self.scaling_factor));
+        }
+        Ok(())
+    }
+
+    /// Refuses an autoencoder of anything but RGB images.
+    pub fn check_rgb(&self) -> std::result::Result<(), SettingsError> {
+        for (key, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
+            if channels != 3 {
+                return Err(bad_value(key, format!("{channels}, images have 3")));
+            }
         }
         Ok(())
     }

@@ -44,12 +44,7 @@ impl Encoder {
         let kind = manifest.dtype.kind();
         let folder = manifest.base.join("vae");
         let config = VaeConfig::read(&folder)?;
-        // What pixels are decoded to.
-        for (key, channels) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
-            if channels != 3 {
-                return Err(Error::invalid(folder.join("config.json"), format!("`{key}`: {channels}, images have 3")));
-            }
-        }
+        config.check_rgb().map_err(|error| Error::invalid(folder.join("config.json"), error.to_string()))?;
         let (resolution, factor) = (manifest.resolution, config.factor());
         if i64::from(resolution) % factor != 0 {
             let reason = format!("its levels divide sides by {factor}, resolution {resolution} is no multiple of that");

@@ -121,14 +121,14 @@ impl AutoencoderKl {
         })
     }
 
-    /// Latents as a diffusion model sees them: `(z - shift) * scaling_factor`.
+    /// Latents as a diffusion model sees them.
     pub fn scale(&self, latents: &Tensor) -> Tensor {
-        (latents - self.config.shift_factor.unwrap_or(0.0)) * self.config.scaling_factor
+        latents * self.config.scaling_factor
     }
 
     /// The inverse of [`scale`](Self::scale).
     pub fn unscale(&self, latents: &Tensor) -> Tensor {
-        latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
+        latents / self.config.scaling_factor
     }
 
     fn by_slices(&self, batch: &Tensor, run: impl Fn(&Tensor) -> Tensor) -> Tensor {

@@ -101,6 +101,7 @@ impl Pipeline {
         let config = parse(&model.join("unet/config.json"), UNetConfig::from_json)?;
         let tokenizers = Tokenizers::open(model)?;
         let vae_config = VaeConfig::read(&model.join("vae"))?;
+        vae_config.check_rgb().map_err(|error| document(&model.join("vae/config.json"), error.to_string()))?;
         for (key, channels) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
             if channels != vae_config.latent_channels {
                 let reason = format!("`{key}`: {channels}, the VAE's latents have {}", vae_config.latent_channels);
