@@ -154,4 +154,8 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
     assert!(refused("down_block_types", vec!["DownBlock2D"].into()).contains("1 entries beside 3"));
     assert!(refused("norm_num_groups", 7.into()).contains("7 does not divide block_out_channels 32"));
     assert!(refused("addition_embed_type", "text".into()).contains("addition_embed_type"));
+    assert_eq!(
+        refused("cross_attention_dim", vec![48, 32, 48].into()),
+        "`cross_attention_dim`: one text for all blocks has one width, not 32 and 48"
+    );
 }

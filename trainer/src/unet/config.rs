@@ -132,7 +132,13 @@ impl UNetConfig {
             };
             up_blocks.push(BlockConfig { channels: channels[at], layers, resample: step + 1 < count });
         }
-        let mid_depth = depths[count - 1].first("transformer_layers_per_block")?;
+        let mid_block = transformer(count - 1, depths[count - 1].first("transformer_layers_per_block")?)?;
+        let width = mid_block.context_dim;
+        let attending = down_blocks.iter().chain(&up_blocks).flat_map(|block| block.layers.iter().flatten());
+        if let Some(other) = attending.map(|transformer| transformer.context_dim).find(|&other| other != width) {
+            let reason = format!("one text for all blocks has one width, not {other} and {width}");
+            return Err(bad_value("cross_attention_dim", reason));
+        }
 
         let config = Self {
             sample_size: settings.optional("sample_size")?,
@@ -150,7 +156,7 @@ impl UNetConfig {
             norm_eps: settings.or("norm_eps", 1e-5)?,
             use_linear_projection: settings.or("use_linear_projection", false)?,
             down_blocks,
-            mid_block: transformer(count - 1, mid_depth)?,
+            mid_block,
             up_blocks,
         };
         for (key, kernel) in [("conv_in_kernel", config.conv_in_kernel), ("conv_out_kernel", config.conv_out_kernel)] {
@@ -214,7 +220,7 @@ impl UNetConfig {
         (rest > 0 && rest % self.addition_time_embed_dim == 0).then(|| rest / self.addition_time_embed_dim)
     }
 
-    /// Width of the text states, where all blocks agree on one.
+    /// Width of the text states, which all blocks attend to.
     pub fn context_dim(&self) -> i64 {
         self.mid_block.context_dim
     }
