@@ -50,6 +50,16 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.to_kind(Kind::Double)).unwrap()
 }
 
+/// `numpy.linspace(0, 999, 27)` has 499.49999999999994 in its middle, which FP32 would make 499.5.
+#[test]
+fn ddim_rounds_its_timesteps_from_double_precision() {
+    let config = r#"{"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}"#;
+    let scheduler = Scheduler::new(SchedulerConfig::from_json(config).unwrap());
+    for count in [27, 31, 47, 53, 61, 93] {
+        assert_eq!(scheduler.steps(count).unwrap().timesteps()[count / 2], 499.0, "{count} steps");
+    }
+}
+
 #[test]
 fn timesteps_sigmas_and_steps_equal_diffusers() {
     for run in fixtures().runs {

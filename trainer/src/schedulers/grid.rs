@@ -26,6 +26,12 @@ pub fn linspace_timesteps(train: usize, count: usize) -> Vec<f64> {
     linspace(0.0, (train - 1) as f64, count).into_iter().rev().map(|t| f64::from(t as f32)).collect()
 }
 
+/// The same at whole timesteps. They are rounded from double precision: where half a timestep is meant, what its
+/// rounding error has left decides, as with numpy.
+pub fn rounded_linspace_timesteps(train: usize, count: usize) -> Vec<f64> {
+    linspace(0.0, (train - 1) as f64, count).into_iter().rev().map(f64::round_ties_even).collect()
+}
+
 /// Evenly spaced picks from the `original` timesteps that a consistency model was distilled on.
 pub fn lcm_timesteps(train: usize, original: usize, count: usize) -> Result<Vec<f64>, SchedulerError> {
     if original == 0 || original > train || count > original {

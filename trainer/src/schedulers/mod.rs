@@ -14,7 +14,7 @@ mod noise;
 mod update;
 
 pub use config::{Algorithm, PredictionType, Sampler, SchedulerConfig, SchedulerError, TimestepSpacing};
-pub use grid::{lcm_timesteps, leading_timesteps, linspace_timesteps, trailing_timesteps};
+pub use grid::{lcm_timesteps, leading_timesteps, linspace_timesteps, rounded_linspace_timesteps, trailing_timesteps};
 pub use noise::{BetaSchedule, NoiseSchedule};
 pub use update::Update;
 
@@ -70,9 +70,7 @@ impl Scheduler {
             TimestepSpacing::Leading => leading_timesteps(train, count, self.config.steps_offset),
             TimestepSpacing::Linspace => match self.config.algorithm {
                 // DDIM indexes the noise schedule and so rounds; the Euler family interpolates it.
-                Algorithm::Ddim { .. } => {
-                    linspace_timesteps(train, count).into_iter().map(f64::round_ties_even).collect()
-                }
+                Algorithm::Ddim { .. } => rounded_linspace_timesteps(train, count),
                 _ => linspace_timesteps(train, count),
             },
         };
