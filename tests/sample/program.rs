@@ -269,6 +269,17 @@ fn bad_input_is_one_line_and_exit_code_2() {
         save_lora_with(&lora, None, name, &[("lora_adapter_metadata", settings)]);
         refused(run(), &["--lora", lora.to_str().unwrap()], "rank-stabilised and weight-decomposed");
     }
+    for (patterns, says) in [
+        (r#"{"attn1.*": 16}"#, "its alpha_pattern: `attn1.*`: 16 is not the end of a path and a number"),
+        (r#"{"to_q": "16"}"#, "its alpha_pattern: `to_q`: \"16\" is not the end of a path and a number"),
+        (r#"{"to_q": 16, "attn1.to_q": 8}"#, "its alpha_pattern: `attn1.to_q` and `to_q` both stand for"),
+    ] {
+        let name =
+            |module: &str, half: &str| format!("{module}.lora_{}.weight", if half == "down" { "A" } else { "B" });
+        let settings = format!(r#"{{"r": 4, "lora_alpha": 4, "alpha_pattern": {patterns}}}"#);
+        save_lora_with(&lora, None, name, &[("lora_adapter_metadata", settings.as_str())]);
+        refused(run(), &["--lora", lora.to_str().unwrap()], says);
+    }
     std::fs::write(&lora, b"not safetensors").unwrap();
     refused(run(), &["--lora", lora.to_str().unwrap()], "not a valid safetensors file");
 

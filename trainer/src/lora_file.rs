@@ -86,7 +86,7 @@ impl LoraStack {
             }
             let alpha = match parts.get(&Part::Alpha) {
                 Some(name) => scalar(&weights.tensor(name)?).ok_or_else(|| wrong(format!("`{name}` is no number")))?,
-                None => trained_with.alpha(&path).unwrap_or(rank as f64),
+                None => trained_with.alpha(&path).map_err(wrong)?.unwrap_or(rank as f64),
             };
             let (down, up) = modules.shaped(&path, rank, down, up);
             self.branches.entry(path).or_default().push(Lora { down, up, scale: strength * alpha / rank as f64 });
@@ -171,18 +171,29 @@ impl PeftSettings {
         if *setting("use_rslora") == true || *setting("use_dora") == true {
             return Err(wrong("rank-stabilised and weight-decomposed adapters are not supported".to_owned()));
         }
-        let pattern = setting("alpha_pattern").as_object().cloned().unwrap_or_default();
-        Ok(Self {
-            lora_alpha: setting("lora_alpha").as_f64(),
-            alpha_pattern: pattern.into_iter().filter_map(|(end, alpha)| Some((end, alpha.as_f64()?))).collect(),
-        })
+        let mut alpha_pattern = BTreeMap::new();
+        for (end, alpha) in setting("alpha_pattern").as_object().into_iter().flatten() {
+            // peft reads a regular expression here.
+            let plain = end.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+            let Some(alpha) = alpha.as_f64().filter(|_| plain) else {
+                let reason = format!("its alpha_pattern: `{end}`: {alpha} is not the end of a path and a number");
+                return Err(wrong(reason));
+            };
+            alpha_pattern.insert(end.clone(), alpha);
+        }
+        Ok(Self { lora_alpha: setting("lora_alpha").as_f64(), alpha_pattern })
     }
 
-    /// The alpha of a module: that of the pattern whose end it is, or that of all.
-    fn alpha(&self, path: &str) -> Option<f64> {
+    /// The alpha of a module: that of the pattern whose end it is, or that of all. Of several patterns peft takes the
+    /// first in the file, an order that JSON does not promise: an error names two of them.
+    fn alpha(&self, path: &str) -> std::result::Result<Option<f64>, String> {
         let ends = |end: &str| path.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        let own = self.alpha_pattern.iter().find(|(end, _)| ends(end)).map(|(_, &alpha)| alpha);
-        own.or(self.lora_alpha)
+        let mut own = self.alpha_pattern.iter().filter(|(end, _)| ends(end));
+        match (own.next(), own.next()) {
+            (Some((a, _)), Some((b, _))) => Err(format!("its alpha_pattern: `{a}` and `{b}` both stand for {path}")),
+            (Some((_, &alpha)), None) => Ok(Some(alpha)),
+            (None, _) => Ok(self.lora_alpha),
+        }
     }
 }
 
