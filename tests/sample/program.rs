@@ -214,6 +214,14 @@ fn a_single_file_draws_what_its_folder_draws() {
     }
     let weights = file.display().to_string();
     assert_close("single file", &Run::new(&model, "single", (64, 64), 4).latents(&["--weights", &weights]), "plain");
+
+    let mut networks = model.networks();
+    let second = networks.remove(&single_file::Part::TextEncoder2).unwrap();
+    single_file::write(&file, &networks, &model.configurations()).unwrap();
+    let folder = model.path().join("text_encoder_2/model.safetensors");
+    nn::save(&folder, second.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[]).unwrap();
+    let one_of_two = Run::new(&model, "one-of-two", (64, 64), 4).latents(&["--weights", &weights]);
+    assert_close("one text encoder of the file, one of the folder", &one_of_two, "plain");
 }
 
 /// What an image is depends on its seed and prompt alone.

@@ -150,24 +150,26 @@ impl Pipeline {
         };
         // One image at a time: the decoder needs more memory than the UNet, and gains nothing from a batch.
         vae.memory.slicing = true;
-        let text_encoders = match (from(Part::TextEncoder), from(Part::TextEncoder2)) {
-            (Some((file, configurations)), Some(_)) => TextEncoders::new(
-                (file.weights(Part::TextEncoder, kind, device)?)
-                    .build(|scope| ClipTextModel::new(scope, &configurations.text_encoder))?
-                    .0,
-                (file.weights(Part::TextEncoder2, kind, device)?)
-                    .build(|scope| ClipTextModelWithProjection::new(scope, &configurations.text_encoder_2))?
-                    .0,
-                device,
-            ),
-            _ => TextEncoders::open(model, kind, device)?,
+        let first = match from(Part::TextEncoder) {
+            Some((file, configurations)) => {
+                let weights = file.weights(Part::TextEncoder, kind, device)?;
+                weights.build(|scope| ClipTextModel::new(scope, &configurations.text_encoder))?.0
+            }
+            None => ClipTextModel::open(&model.join("text_encoder"), kind, device)?,
+        };
+        let second = match from(Part::TextEncoder2) {
+            Some((file, configurations)) => {
+                let weights = file.weights(Part::TextEncoder2, kind, device)?;
+                weights.build(|scope| ClipTextModelWithProjection::new(scope, &configurations.text_encoder_2))?.0
+            }
+            None => ClipTextModelWithProjection::open(&model.join("text_encoder_2"), kind, device)?,
         };
         Ok(Self {
             unet,
             scheduler: Scheduler::new(scheduler),
             vae,
             tokenizers,
-            text_encoders,
+            text_encoders: TextEncoders::new(first, second, device),
             zeros_for_empty_prompt: encode::prompt::zeros_for_empty_prompt(model)?,
             config,
             kind,
