@@ -58,6 +58,14 @@ fn a_teacher_of_another_shape_is_refused() {
     assert_refused(&world, "2to1", &["describes another network"]);
 }
 
+#[test]
+fn a_base_model_without_an_index_is_refused_before_it_is_trained() {
+    let world = one_stage();
+    std::fs::remove_file(world.base().join("model_index.json")).unwrap();
+    assert_refused(&world, "4to2", &["model_index.json", "is not there"]);
+    assert!(!world.stage("4to2").join("checkpoints").exists());
+}
+
 /// Another network is another hash of its configuration or weights; the error names the network.
 #[test]
 fn latents_of_other_networks_are_refused_by_name() {

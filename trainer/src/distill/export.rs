@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use shards::Fingerprint;
 use shards::atomic::{link, read_json, write_atomic, write_json};
 use tch::{Kind, Tensor};
@@ -87,9 +87,14 @@ pub fn released_name(steps: u32) -> String {
 }
 
 /// The base model's index, with the sampler that distilled models want.
-fn index(base: &Path) -> Result<Value> {
-    let mut index: Value = read_json(base.join(INDEX))?;
-    index["scheduler"] = json!(["diffusers", "EulerDiscreteScheduler"]);
+pub(super) fn index(base: &Path) -> Result<Map<String, Value>> {
+    let path = base.join(INDEX);
+    if !path.is_file() {
+        let reason = "is not there; the index of a student's export is made from it".into();
+        return Err(Error::Document { path, reason });
+    }
+    let mut index: Map<String, Value> = read_json(path)?;
+    index.insert("scheduler".into(), json!(["diffusers", "EulerDiscreteScheduler"]));
     Ok(index)
 }
 

@@ -111,6 +111,8 @@ pub fn run_stage(world: &World, stage: &Stage, dump: Option<&DumpStep>, stop: &A
 }
 
 fn open_sources(world: &World, stage: &Stage) -> Result<Sources> {
+    // Wanted when all is trained: what is wrong with it is said before.
+    export::index(&world.base.path)?;
     let open = |teacher| -> Result<ModelFolder> {
         let model = ModelFolder::open(&teacher_folder(teacher, &world.base.path, &world.run)?)?;
         model.same_shape_as(&world.base)?;
