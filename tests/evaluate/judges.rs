@@ -131,6 +131,33 @@ fn a_picture_and_a_caption_have_a_score() {
     assert_ne!(scores, swapped);
 }
 
+#[test]
+fn a_clip_that_wants_other_pixels_is_refused_by_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = clip_folder(folder.path());
+    let side = ClipConfig::read(&clip).unwrap().vision_config.image_size;
+    let opened = |settings: &str| {
+        std::fs::write(clip.join("preprocessor_config.json"), settings).unwrap();
+        ClipScorer::open(&clip, tch::Device::Cpu).err().map(|error| error.to_string())
+    };
+    // As the published folders have it, in both ages.
+    let mean = "[0.48145466, 0.4578275, 0.40821073]";
+    for good in [
+        format!(r#"{{"size": {side}, "crop_size": {side}, "resample": 3, "image_mean": {mean}}}"#),
+        format!(r#"{{"size": {{"shortest_edge": {side}}}, "crop_size": {{"height": {side}, "width": {side}}}}}"#),
+    ] {
+        assert_eq!(opened(&good), None, "{good}");
+    }
+    for (bad, key) in [
+        (r#"{"image_mean": [0.5, 0.5, 0.5]}"#, "`image_mean`"),
+        (r#"{"size": {"shortest_edge": 8}}"#, "`size`"),
+        (r#"{"resample": 2}"#, "`resample`"),
+    ] {
+        let message = opened(bad).expect(bad);
+        assert!(message.contains("preprocessor_config.json") && message.contains(key), "{message}");
+    }
+}
+
 const COCO: &str = r#"
 seeds = [0]
 batch = 2

@@ -2,6 +2,7 @@
 //!
 //! Shapes: `B` batch, `D` hidden size, `P` projection width, `N` patches.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use encode::tokenizer::stack;
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 /// Mean and standard deviation of the channels that the published models were trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+/// Pillow's number for the filter that pictures are resized with.
+const BICUBIC: i64 = 3;
 
 /// `config.json` of a CLIP model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -97,6 +100,87 @@ impl ClipConfig {
             ));
         }
         Ok(())
+    }
+}
+
+/// The part of `preprocessor_config.json` that changes what a tower sees.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Preprocessor {
+    do_resize: bool,
+    do_rescale: bool,
+    do_normalize: bool,
+    image_mean: [f32; 3],
+    image_std: [f32; 3],
+    resample: i64,
+    rescale_factor: f64,
+    size: Option<Sides>,
+    crop_size: Option<Sides>,
+}
+
+/// A number, or each side by its name.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Sides {
+    Both(i64),
+    Named(BTreeMap<String, Option<i64>>),
+}
+
+impl Sides {
+    fn are(&self, side: i64) -> bool {
+        match self {
+            Self::Both(both) => *both == side,
+            Self::Named(sides) => sides.values().flatten().all(|&named| named == side),
+        }
+    }
+}
+
+impl Default for Preprocessor {
+    /// transformers' defaults.
+    fn default() -> Self {
+        Self {
+            do_resize: true,
+            do_rescale: true,
+            do_normalize: true,
+            image_mean: MEAN,
+            image_std: STD,
+            resample: BICUBIC,
+            rescale_factor: 1.0 / 255.0,
+            size: None,
+            crop_size: None,
+        }
+    }
+}
+
+impl Preprocessor {
+    /// Refuses `FOLDER/preprocessor_config.json` where it asks for something else than [`prepare`] does; a folder may
+    /// have none.
+    fn check(folder: &Path, side: i64) -> Result<()> {
+        let path = folder.join("preprocessor_config.json");
+        if !path.is_file() {
+            return Ok(());
+        }
+        let asked: Self = encode::config::read_json(&path)?;
+        let same = |asked: [f32; 3], ours: [f32; 3]| asked.iter().zip(ours).all(|(a, b)| (a - b).abs() < 1e-6);
+        let sides = |sides: &Option<Sides>| sides.as_ref().is_none_or(|sides| sides.are(side));
+        let checks = [
+            ("do_resize", asked.do_resize),
+            ("do_rescale", asked.do_rescale),
+            ("do_normalize", asked.do_normalize),
+            ("image_mean", same(asked.image_mean, MEAN)),
+            ("image_std", same(asked.image_std, STD)),
+            ("resample", asked.resample == BICUBIC),
+            ("rescale_factor", (asked.rescale_factor * 255.0 - 1.0).abs() < 1e-6),
+            ("size", sides(&asked.size)),
+            ("crop_size", sides(&asked.crop_size)),
+        ];
+        match checks.into_iter().find(|(_, as_here)| !as_here) {
+            Some((key, _)) => {
+                let reason = format!("`{key}` is not that of the published CLIP models at {side} pixels");
+                Err(Error::Document { path, reason })
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -209,6 +293,7 @@ impl ClipScorer {
             let reason = format!("model_max_length is {length}, max_position_embeddings {positions}");
             return Err(Error::Document { path: folder.join("config.json"), reason });
         }
+        Preprocessor::check(folder, config.vision_config.image_size)?;
         let weights = Weights::open_folder(folder, "model")?;
         let files = weights.files().to_vec();
         let weights = weights.rename(|name| is_used(name).then(|| name.to_owned()))?.to(Kind::Float, device);
