@@ -139,6 +139,10 @@ fn what_would_change_the_result_is_refused_by_name() {
     assert_eq!(refused("use_karas_sigmas", "false"), "`use_karas_sigmas` is not a setting of this class");
     assert!(refused("prediction_type", "\"noise\"").starts_with("`prediction_type`: unknown variant"));
     assert!(refused("beta_end", "1.5").starts_with("`beta_start`"));
+    for count in ["1", "1000000000000000"] {
+        let said = format!("`num_train_timesteps`: {count} is out of range");
+        assert_eq!(refused("num_train_timesteps", count), said);
+    }
     assert_eq!(SchedulerConfig::from_json("{}").unwrap_err().to_string(), "`_class_name` is missing");
 }
 

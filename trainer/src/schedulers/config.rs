@@ -189,9 +189,9 @@ impl SchedulerConfig {
         if !(0.0 < start && start <= end && end < 1.0) {
             return Err(bad_value("beta_start", format!("betas from {start} to {end} do not grow within (0, 1)")));
         }
-        let num_train_timesteps = settings.or("num_train_timesteps", 1000)?;
-        if num_train_timesteps < 2 {
-            return Err(bad_value("num_train_timesteps", "has to be at least 2"));
+        let num_train_timesteps: usize = settings.or("num_train_timesteps", 1000)?;
+        if !(2..=1 << 20).contains(&num_train_timesteps) {
+            return Err(bad_value("num_train_timesteps", format!("{num_train_timesteps} is out of range")));
         }
         let spacing = match class {
             Class::Euler | Class::EulerAncestral => TimestepSpacing::Linspace,
