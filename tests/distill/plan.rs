@@ -18,8 +18,17 @@ use crate::world::{World, head, phase, stderr, two_phases};
 fn shapes() -> Shapes {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/demo/model");
     let unet = UNetConfig::from_json(&std::fs::read_to_string(model.join("unet/config.json")).unwrap()).unwrap();
-    let vae = Some(VaeConfig::read(&model.join("vae")).unwrap());
-    Shapes { sample: SampleShape::of(&unet, 128), unet, vae, tokens: 77 }
+    let vae = VaeConfig::read(&model.join("vae")).unwrap();
+    Shapes { sample: SampleShape::of(&unet, &vae, 128), unet, vae: Some(vae), tokens: 77 }
+}
+
+#[test]
+fn latents_are_as_small_as_their_autoencoder_makes_them() {
+    let Shapes { unet, .. } = shapes();
+    for (levels, side) in [(3, 256), (4, 128), (5, 64)] {
+        let vae = VaeConfig { block_out_channels: vec![32; levels], ..VaeConfig::default() };
+        assert_eq!(SampleShape::of(&unet, &vae, 1024).latent, [unet.in_channels, side, side]);
+    }
 }
 
 fn recipe(trains: &str, objective: &str, micro_batch: usize, precision: &str, recompute: bool) -> Stage {

@@ -158,6 +158,18 @@ fn a_clip_that_wants_other_pixels_is_refused_by_the_key() {
     }
 }
 
+#[test]
+fn a_clip_of_another_tokenizer_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = clip_folder(folder.path());
+    let path = clip.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["text_config"]["vocab_size"] = 3.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let message = ClipScorer::open(&clip, tch::Device::Cpu).err().unwrap().to_string();
+    assert!(message.contains("config.json") && message.contains("a vocab_size of 3"), "{message}");
+}
+
 const COCO: &str = r#"
 seeds = [0]
 batch = 2

@@ -136,6 +136,7 @@ fn what_would_change_the_result_is_refused_by_name() {
         SchedulerConfig::from_json(&text).unwrap_err().to_string()
     };
     assert_eq!(refused("use_karras_sigmas", "true"), "`use_karras_sigmas` = true is not supported");
+    assert_eq!(refused("trained_betas", "[0.1, 0.2]"), "`trained_betas` = [0.1,0.2] is not supported");
     assert_eq!(refused("use_karas_sigmas", "false"), "`use_karas_sigmas` is not a setting of this class");
     assert!(refused("prediction_type", "\"noise\"").starts_with("`prediction_type`: unknown variant"));
     assert!(refused("beta_end", "1.5").starts_with("`beta_start`"));

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use encode::ModelManifest;
 use encode::cache::{Conditioning, FORMAT, LatentIndex, VERSION};
 use encode::manifest::Shape;
+use encode::{ModelManifest, VaeConfig};
 use shards::npy::Npy;
 use shards::{ContentHash, Fingerprint};
 use tch::{Device, Tensor};
@@ -62,9 +62,9 @@ pub struct SampleShape {
 }
 
 impl SampleShape {
-    /// For a UNet at a square resolution in pixels.
-    pub fn of(unet: &UNetConfig, resolution: u32) -> SampleShape {
-        let side = i64::from(resolution) / 8;
+    /// For a UNet on the latents of an autoencoder, at a square resolution in pixels.
+    pub fn of(unet: &UNetConfig, vae: &VaeConfig, resolution: u32) -> SampleShape {
+        let side = i64::from(resolution) / vae.factor();
         SampleShape {
             latent: [unet.in_channels, side, side],
             context: unet.context_dim(),

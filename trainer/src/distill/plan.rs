@@ -66,9 +66,10 @@ pub fn model_shapes(manifest: &Path, run: &Path) -> Result<Shapes> {
     let model = ModelManifest::read(manifest, run)?;
     let base = ModelFolder::open(&model.base)?;
     let text = ClipTextConfig::read(&model.base.join("text_encoder"))?;
+    let vae = VaeConfig::read(&model.base.join("vae"))?;
     Ok(Shapes {
-        sample: SampleShape::of(&base.unet, model.resolution),
-        vae: Some(VaeConfig::read(&model.base.join("vae"))?),
+        sample: SampleShape::of(&base.unet, &vae, model.resolution),
+        vae: Some(vae),
         unet: base.unet,
         tokens: text.max_position_embeddings,
     })

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use encode::ModelManifest;
 use encode::cache::{Array, Unconditional};
 use encode::prompt::zeros_for_empty_prompt;
+use encode::{ModelManifest, VaeConfig};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use shards::{ContentHash, Fingerprint, RunLock};
 use tch::{Device, Kind, Tensor};
@@ -52,7 +52,7 @@ impl World {
         let base = ModelFolder::open(&model.base)?;
         let latents_folder = run.join(encode::cache::LATENTS);
         let latents = LatentShards::open(&latents_folder)?;
-        let shape = SampleShape::of(&base.unet, model.resolution);
+        let shape = SampleShape::of(&base.unet, &VaeConfig::read(&model.base.join("vae"))?, model.resolution);
         latents.check(&model, shape)?;
         let null_prompt = null_prompt(&base, &latents_folder)?;
         let (run, latents) = (run.to_owned(), Arc::new(latents));

@@ -293,6 +293,11 @@ impl ClipScorer {
             let reason = format!("model_max_length is {length}, max_position_embeddings {positions}");
             return Err(Error::Document { path: folder.join("config.json"), reason });
         }
+        let (ids, rows) = (tokenizer.vocabulary_size(), config.text_config.vocab_size);
+        if ids > rows as usize {
+            let reason = format!("the tokenizer has {ids} token ids, the text tower a vocab_size of {rows}");
+            return Err(Error::Document { path: folder.join("config.json"), reason });
+        }
         Preprocessor::check(folder, config.vision_config.image_size)?;
         let weights = Weights::open_folder(folder, "model")?;
         let files = weights.files().to_vec();

@@ -5,7 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 use nn::settings::{Settings, SettingsError, bad_value};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::noise::BetaSchedule;
@@ -211,6 +211,7 @@ impl SchedulerConfig {
         };
         settings.finish(
             &[
+                ("trained_betas", Value::Null),
                 ("thresholding", false.into()),
                 ("rescale_betas_zero_snr", false.into()),
                 ("use_karras_sigmas", false.into()),
