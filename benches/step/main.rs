@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use encode::VaeConfig;
 use serde_json::json;
 use tch::{Cuda, Device};
 use torch_shim::Meter;
@@ -123,7 +124,8 @@ fn main() -> Result<()> {
     let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let unet = UNetConfig::from_json(&text).with_context(|| file.display().to_string())?;
     let flow = Flow::sdxl();
-    let mut sample = SampleShape::of(&unet, 8);
+    let mut sample = SampleShape::of(&unet, &VaeConfig::default(), 1);
+    // `--size` need not be a square.
     sample.latent[1..].copy_from_slice(&[arguments.size.height / 8, arguments.size.width / 8]);
     let shapes = Shapes { unet, vae: None, sample, tokens: 77 };
     let stage = arguments.stage(&flow)?;
