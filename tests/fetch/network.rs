@@ -96,6 +96,28 @@ async fn who_waits_for_a_host_takes_nobody_s_place() {
 }
 
 #[tokio::test]
+async fn no_request_begins_once_the_fetcher_is_closed() {
+    let (server, in_flight) = unhurried().await;
+    let fetcher = Fetcher::new(FetchConfig { per_host: 3, concurrency: 2, ..config() }).unwrap();
+    let urls: Vec<_> = (0..12).map(|i| server.url(&format!("/{i}"))).collect();
+    let answered = AtomicUsize::new(0);
+    let all = join_all(urls.iter().map(async |url| {
+        assert!(fetcher.get(url).await.unwrap().is_ok());
+        answered.fetch_add(1, Ordering::SeqCst);
+    }));
+    let close = async {
+        while in_flight.now.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fetcher.close();
+    };
+    let all = async { tokio::join!(all, close) };
+    assert!(tokio::time::timeout(Duration::from_millis(300), all).await.is_err(), "the others wait");
+    assert_eq!(answered.load(Ordering::SeqCst), 2, "what was on its way arrived");
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
 async fn a_name_is_looked_up_once_for_all_that_need_it() {
     let (server, _) = unhurried().await;
     let names = Names::new([("a.example", vec![vec![[127, 0, 0, 1]]])]);

@@ -56,7 +56,7 @@ impl Worker {
                     None => break,
                 },
                 Some(joined) = taken_up.join_next() => self.look_at(joined),
-                _ = poll.tick() => if self.stop.is_raised() { return },
+                _ = poll.tick() => if self.stop.is_raised() { break },
             }
         }
         while !self.stop.is_raised() {
@@ -68,6 +68,7 @@ impl Worker {
                 _ = poll.tick() => {}
             }
         }
+        self.fetcher.close();
     }
 
     /// A row whose request panicked has no answer, and no run may end without it.

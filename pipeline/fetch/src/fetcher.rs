@@ -107,6 +107,14 @@ impl Fetcher {
             attempt += 1;
         }
     }
+
+    /// Begins no request from now on, for any clone. A call that waits for its turn waits for ever and is to be
+    /// dropped; one whose request is on its way goes on.
+    ///
+    /// Dropping the calls alone would not do: the turn of each that is dropped goes to one that still waits.
+    pub fn close(&self) {
+        self.0.hosts.close();
+    }
 }
 
 /// A body and where it was found.

@@ -65,19 +65,25 @@ impl Hosts {
         Self { per_host, patience, machine: Arc::new(Semaphore::new(concurrency)), known }
     }
 
-    /// Waits for a turn. Nobody who waits for a host takes up room on the machine.
+    /// Waits for a turn, for ever once the gates are closed. Nobody who waits for a host takes up room on the machine.
     pub(crate) async fn enter(&self, name: &str) -> Result<Turn, HeldTooLong> {
         let host = self.host(name);
-        let closed = "the semaphore is never closed";
-        let host_turn = host.turns.clone().acquire_owned().await.expect(closed);
+        let host_turn = host.turns.clone().acquire_owned().await.expect("a host's semaphore is never closed");
         loop {
             host.wait(self.patience).await?;
-            let machine_turn = self.machine.clone().acquire_owned().await.expect(closed);
+            let Ok(machine_turn) = self.machine.clone().acquire_owned().await else {
+                return std::future::pending().await;
+            };
             // While this one waited for the machine, another's answer may have held the host.
             if host.hold().is_none() {
                 return Ok(Turn { _host: host_turn, machine: Place { _permit: machine_turn } });
             }
         }
+    }
+
+    /// Gives out no turn from now on.
+    pub(crate) fn close(&self) {
+        self.machine.close();
     }
 
     /// Lets nobody ask the host again for `duration`.
