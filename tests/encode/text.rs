@@ -136,6 +136,7 @@ fn configs_of_other_networks_are_refused_by_name() {
         ("hidden_act", json!("gelu_new"), "`hidden_act`: unknown variant `gelu_new`"),
         ("num_attention_heads", json!(7), "`num_attention_heads`: 7 does not divide hidden_size 768"),
         ("num_hidden_layers", json!(0), "`num_hidden_layers`: 0 is out of range"),
+        ("num_hidden_layers", json!(1025), "`num_hidden_layers`: 1025 is out of range"),
         ("model_type", json!("t5"), "`model_type`: t5 is not supported"),
         ("eos_token_id", json!([2, 3]), "`eos_token_id`: invalid type"),
         ("quantization_config", json!({"quant_method": "awq"}), "`quantization_config` ="),

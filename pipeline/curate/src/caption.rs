@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::reason;
 use crate::recipe::CaptionRules;
 
+/// The version of what the rules do, part of a run's fingerprint.
+pub const VERSION: u32 = 1;
+
 /// One cleaning step. The names are those of the recipe and of the trace in the sample's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

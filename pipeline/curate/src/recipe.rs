@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 use shards::{ContentHash, Fingerprint};
 
-use crate::caption::Rule;
+use crate::caption::{self, Rule};
 use crate::error::{Error, Result};
 use crate::score::Score;
 use crate::table::{Field, Kind};
@@ -268,6 +268,7 @@ impl Recipe {
             .with("image.rules", hash(image))
             .with("sharpness.version", hash(&pixels::SHARPNESS_VERSION))
             .with("sharpness.rules", hash(sharpness))
+            .with("captions.version", hash(&caption::VERSION))
             .with("captions", hash(captions))
             .with("duplicates", hash(duplicates))
             .with("shards", hash(shards));

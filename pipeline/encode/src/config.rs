@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use nn::Activation;
-use nn::settings::{Settings, SettingsError, bad_value};
+use nn::settings::{MOST_LAYERS, MOST_WIDE, Settings, SettingsError, bad_value, check_range};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -157,10 +157,12 @@ impl VaeConfig {
             ("latent_channels", self.latent_channels),
             ("norm_num_groups", self.norm_num_groups),
             ("sample_size", self.sample_size),
-            ("layers_per_block", self.layers_per_block as i64),
         ];
         let widths = self.block_out_channels.iter().map(|&width| ("block_out_channels", width));
-        check_range(sizes.into_iter().chain(widths))?;
+        for (key, size) in sizes.into_iter().chain(widths) {
+            check_range(key, size, MOST_WIDE)?;
+        }
+        check_range("layers_per_block", self.layers_per_block as i64, MOST_LAYERS)?;
         if let Some(width) = self.block_out_channels.iter().find(|&width| width % self.norm_num_groups != 0) {
             let reason = format!("{} does not divide block_out_channels {width}", self.norm_num_groups);
             return Err(bad_value("norm_num_groups", reason));
@@ -192,14 +194,6 @@ impl VaeConfig {
     /// Image pixels for each latent pixel, in each direction.
     pub fn factor(&self) -> i64 {
         1 << (self.block_out_channels.len() - 1)
-    }
-}
-
-/// Refuses what no network has, before anything of that size is built.
-fn check_range<'a>(sizes: impl IntoIterator<Item = (&'a str, i64)>) -> std::result::Result<(), SettingsError> {
-    match sizes.into_iter().find(|(_, size)| !(1..=1 << 24).contains(size)) {
-        Some((key, size)) => Err(bad_value(key, format!("{size} is out of range"))),
-        None => Ok(()),
     }
 }
 
@@ -323,16 +317,19 @@ impl ClipTextConfig {
 
     /// Says what no network could be built from.
     pub fn check(&self) -> std::result::Result<(), SettingsError> {
-        check_range([
+        let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
             ("projection_dim", self.projection_dim),
-            // One at least: the penultimate state is the last layer's input.
-            ("num_hidden_layers", self.num_hidden_layers as i64),
             ("num_attention_heads", self.num_attention_heads),
             ("max_position_embeddings", self.max_position_embeddings),
-        ])?;
+        ];
+        for (key, size) in sizes {
+            check_range(key, size, MOST_WIDE)?;
+        }
+        // One at least: the penultimate state is the last layer's input.
+        check_range("num_hidden_layers", self.num_hidden_layers as i64, MOST_LAYERS)?;
         if self.hidden_size % self.num_attention_heads != 0 {
             let reason = format!("{} does not divide hidden_size {}", self.num_attention_heads, self.hidden_size);
             return Err(bad_value("num_attention_heads", reason));

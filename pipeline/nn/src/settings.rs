@@ -116,6 +116,19 @@ pub fn bad_value(key: &str, reason: impl ToString) -> SettingsError {
     SettingsError::Value { key: key.to_owned(), reason: reason.to_string() }
 }
 
+/// The widest that any tensor of a network may be.
+pub const MOST_WIDE: i64 = 1 << 24;
+/// The most layers in a row: each is a module with names of its own, long before it has weights.
+pub const MOST_LAYERS: i64 = 1 << 10;
+
+/// Refuses what no network has, before anything of that size is built.
+///
+/// # Errors
+/// Where `size` is not within 1 and `most`.
+pub fn check_range(key: &str, size: i64, most: i64) -> Result<(), SettingsError> {
+    if (1..=most).contains(&size) { Ok(()) } else { Err(bad_value(key, format!("{size} is out of range"))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

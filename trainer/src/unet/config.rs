@@ -1,7 +1,7 @@
 //! A UNet's `config.json`, resolved to the shape of each block.
 
 use nn::Activation;
-use nn::settings::{Settings, SettingsError, bad_value};
+use nn::settings::{MOST_LAYERS, MOST_WIDE, Settings, SettingsError, bad_value, check_range};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -99,14 +99,14 @@ impl UNetConfig {
         };
         let norm_num_groups: i64 = settings.or("norm_num_groups", 32)?;
         for (at, &channels) in channels.iter().enumerate() {
-            check_range("block_out_channels", channels)?;
-            check_range("layers_per_block", layers[at] as i64)?;
+            check_range("block_out_channels", channels, MOST_WIDE)?;
+            check_range("layers_per_block", layers[at] as i64, MOST_LAYERS)?;
             check_divides("norm_num_groups", norm_num_groups, channels)?;
         }
         let transformer = |at: usize, depth: usize| {
             check_divides("attention_head_dim", heads[at], channels[at])?;
-            check_range("cross_attention_dim", context[at])?;
-            check_range("transformer_layers_per_block", depth as i64)?;
+            check_range("cross_attention_dim", context[at], MOST_WIDE)?;
+            check_range("transformer_layers_per_block", depth as i64, MOST_LAYERS)?;
             Ok(TransformerConfig { channels: channels[at], depth, heads: heads[at], context_dim: context[at] })
         };
 
@@ -172,7 +172,7 @@ impl UNetConfig {
             ("projection_class_embeddings_input_dim", config.addition_input_dim),
             ("sample_size", config.sample_size.unwrap_or(1)),
         ] {
-            check_range(key, size)?;
+            check_range(key, size, MOST_WIDE)?;
         }
         if settings.required::<String>("addition_embed_type")? != "text_time" {
             return Err(bad_value("addition_embed_type", "only text_time, SDXL's, is supported"));
@@ -279,11 +279,6 @@ impl Depth {
             Self::PerLayer(depths) => depths.first().copied().ok_or_else(|| bad_value(key, "an empty list")),
         }
     }
-}
-
-/// Refuses what no network has, before anything of that size is built.
-fn check_range(key: &str, size: i64) -> Result<(), SettingsError> {
-    if (1..=1 << 20).contains(&size) { Ok(()) } else { Err(bad_value(key, format!("{size} is out of range"))) }
 }
 
 fn check_divides(key: &str, part: i64, channels: i64) -> Result<(), SettingsError> {
