@@ -13,7 +13,10 @@ mkdir "$folder"
 cd "$folder"
 "$azurite" --silent --location blobs --blobPort 10000 --skipApiVersionCheck > azurite.log 2>&1 &
 trap 'kill $!' EXIT
-until (: > /dev/tcp/127.0.0.1/10000) 2> /dev/null; do sleep 0.2; done
+until (: > /dev/tcp/127.0.0.1/10000) 2> /dev/null; do
+    kill -0 $!
+    sleep 0.2
+done
 "$programs/demo-world" generate --world world --port 18574 --more-clean 0
 
 "$venv/bin/python" - <<'PY'

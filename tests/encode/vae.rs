@@ -95,6 +95,7 @@ fn configs_that_no_network_can_have_are_refused() {
         ("block_out_channels", json!([128, 100, 512, 512]), "`norm_num_groups`: 32 does not divide"),
         ("norm_num_groups", json!(0), "`norm_num_groups`: 0 is out of range"),
         ("layers_per_block", json!(1025), "`layers_per_block`: 1025 is out of range"),
+        ("layers_per_block", json!(1u64 << 40), "`layers_per_block`: 1099511627776 is out of range"),
         ("latents_mean", json!([0.0, 0.0, 0.0, 0.0]), "`latents_mean`: statistics"),
         ("shift_factor", json!(0.1159), "`shift_factor`: a shift of latents"),
         ("scaling_factor", json!(0), "`scaling_factor`: 0"),

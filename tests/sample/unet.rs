@@ -147,6 +147,9 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
     assert!(refused("act_fn", "tanh".into()).starts_with("`act_fn`: unknown variant `tanh`"));
     assert!(refused("attention_head_dim", 7.into()).contains("`attention_head_dim`: 7 does not divide"));
     assert!(refused("layers_per_block", 1025.into()).contains("`layers_per_block`: 1025 is out of range"));
+    assert!(
+        refused("layers_per_block", (1u64 << 40).into()).contains("`layers_per_block`: 1099511627776 is out of range")
+    );
     assert!(refused("in_channels", (-4).into()).contains("`in_channels`: -4 is out of range"));
     assert_eq!(refused("block_out_chanels", 3.into()), "`block_out_chanels` is not a setting of this class");
     assert!(refused("down_block_types", vec!["DownBlock2D"].into()).contains("1 entries beside 3"));

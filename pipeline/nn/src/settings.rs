@@ -117,7 +117,7 @@ pub fn bad_value(key: &str, reason: impl ToString) -> SettingsError {
 }
 
 /// The widest that any tensor of a network may be.
-pub const MOST_WIDE: i64 = 1 << 24;
+pub const MOST_WIDE: i64 = 1 << 20;
 /// The most layers in a row: each is a module with names of its own, long before it has weights.
 pub const MOST_LAYERS: i64 = 1 << 10;
 
