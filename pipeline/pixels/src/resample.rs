@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 
 use fearless_simd::{Level, Simd, dispatch, f32x8, f32x16, prelude::*};
 
-use crate::jpeg::{Plane, rounded_rows, transposed};
+use crate::jpeg::{Plane, transposed, whole_rows};
 
 /// Lobes on each side.
 const LOBES: f64 = 3.0;
@@ -205,14 +205,15 @@ impl<'a> Resampling<'a> {
                 // Those of the padding begin before the left: any will do, for their weights are 0.
                 let from = first.saturating_sub(self.left) * ROWS;
                 let samples = self.turned[from..from + taps * ROWS].as_chunks::<ROWS>().0;
-                let mut sum = f32x16::splat(simd, 0.0);
+                // Half a level, since what is behind the point is cut off.
+                let mut sum = f32x16::splat(simd, 0.5);
                 for (column, &weight) in samples.iter().zip(weights) {
                     sum += f32x16::simd_from(simd, *column) * weight;
                 }
                 (upper[x], lower[x]) = simd.split_f32x16(sum);
             }
             for (half, sums) in [upper, lower].into_iter().enumerate() {
-                let rows = rounded_rows(simd, transposed(simd, sums));
+                let rows = whole_rows(simd, transposed(simd, sums));
                 for (row, out) in rows.iter().zip(band.chunks_exact_mut(stride).skip(half * EIGHT)) {
                     out[at * EIGHT..(at + 1) * EIGHT].copy_from_slice(row);
                 }

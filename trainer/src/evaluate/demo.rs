@@ -20,25 +20,23 @@ const PATCH: i64 = SIDE / 2;
 /// Streams of random numbers for captions and for references.
 const CAPTIONS: u64 = 200;
 const REFERENCES: u64 = 201;
-/// Captions and references are the same in every evaluation.
-const SEED: u64 = 0;
-
 /// Captions with the scenes that they describe, and the probe.
 pub struct DemoExam {
     scenes: Vec<Scene>,
     captions: Vec<String>,
     references: usize,
+    lot: u64,
     probe: Probe,
     probe_hash: ContentHash,
     device: Device,
 }
 
 impl DemoExam {
-    /// Draws captions by lot from what no training has shown.
-    pub fn open(probe: &Path, captions: u64, references: u64, device: Device) -> Result<Self> {
+    /// Draws captions from what no training has shown; each `lot` gives others.
+    pub fn open(probe: &Path, captions: u64, references: u64, lot: u64, device: Device) -> Result<Self> {
         let (scenes, captions) = (0..captions)
             .map(|item| {
-                let rng = &mut item_rng(SEED, CAPTIONS, item);
+                let rng = &mut item_rng(lot, CAPTIONS, item);
                 let scene = Scene::draw(Split::HeldOut, rng);
                 let caption = scene.caption(rng);
                 (scene, caption)
@@ -48,6 +46,7 @@ impl DemoExam {
             scenes,
             captions,
             references: references as usize,
+            lot,
             probe: Probe::open(probe, device)?,
             probe_hash: ContentHash::of_file(probe)?,
             device,
@@ -73,7 +72,7 @@ impl Exam for DemoExam {
     }
 
     fn reference_features(&self, items: Range<usize>) -> Result<Features> {
-        Ok(self.see(&references(items)).0)
+        Ok(self.see(&references(self.lot, items)).0)
     }
 
     fn look(&self, pictures: &Tensor, _items: Range<usize>) -> Result<Sight> {
@@ -87,14 +86,14 @@ impl Exam for DemoExam {
     }
 
     fn conditions(&self) -> Value {
-        json!({ "probe": self.probe_hash, "captions": self.captions, "references": self.references })
+        json!({ "probe": self.probe_hash, "captions": self.captions, "references": self.references, "lot": self.lot })
     }
 }
 
-/// Scenes rendered in [-1, 1].
-fn references(items: Range<usize>) -> Tensor {
+/// Scenes of a lot, rendered in [-1, 1].
+fn references(lot: u64, items: Range<usize>) -> Tensor {
     let view = demo_world::render::View::whole(SIDE as u32, SIDE as u32);
-    let scene = |item| Scene::draw(Split::HeldOut, &mut item_rng(SEED, REFERENCES, item as u64));
+    let scene = |item| Scene::draw(Split::HeldOut, &mut item_rng(lot, REFERENCES, item as u64));
     pictures(&items.map(|item| (scene(item), view)).collect::<Vec<_>>())
 }
 
@@ -103,8 +102,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_a_function_of_their_number() {
-        assert_eq!(references(3..5).get(1), references(4..5).get(0));
-        assert_ne!(references(3..4), references(4..5));
+    fn references_are_a_function_of_their_lot_and_number() {
+        assert_eq!(references(0, 3..5).get(1), references(0, 4..5).get(0));
+        assert_ne!(references(0, 3..4), references(0, 4..5));
+        assert_ne!(references(0, 3..4), references(1, 3..4));
     }
 }

@@ -133,14 +133,14 @@ fn open_exam(
 ) -> Result<Box<dyn Exam>> {
     let path = |written: &str| contender::resolve(manifest, run, written);
     match recipe {
-        ExamRecipe::Demo { probe, captions, references } => {
+        ExamRecipe::Demo { probe, captions, references, lot } => {
             if i64::from(resolution) != SIDE {
                 let reason = format!(
                     "resolution is {resolution}: the probe judges pictures of {SIDE} pixels, those of the demo world"
                 );
                 return Err(Error::Document { path: manifest.join("model.toml"), reason });
             }
-            Ok(Box::new(DemoExam::open(&path(probe), *captions, *references, device)?))
+            Ok(Box::new(DemoExam::open(&path(probe), *captions, *references, *lot, device)?))
         }
         ExamRecipe::Coco { captions, references, count, inception, clip } => {
             let files = CocoFiles {

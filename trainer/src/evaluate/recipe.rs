@@ -42,6 +42,9 @@ pub enum ExamRecipe {
         captions: u64,
         /// Held-out scenes rendered as references.
         references: u64,
+        /// Which captions and scenes are drawn: recipes are chosen on one lot and examined on another, the table's 0.
+        #[serde(default)]
+        lot: u64,
     },
     /// The paper's: captions and images of COCO, judged by InceptionV3 and a CLIP.
     Coco {

@@ -1,7 +1,7 @@
 //! The bits of entropy-coded data: the byte stuffing is taken out first, so that 64 bits can be
 //! loaded at once from anywhere.
 
-use super::huffman::Code;
+use super::huffman::{Code, extended};
 
 /// Bits from the highest down, loaded eight bytes at a time.
 pub(super) struct Bits<'a> {
@@ -38,13 +38,10 @@ impl<'a> Bits<'a> {
         self.count |= 56;
     }
 
-    /// Takes a code and its value off the head, and returns the value: of `n` bits, those that
-    /// begin with 0 stand for the negative numbers from `1 - 2^n` up.
+    /// Takes a code and its value off the head, and returns the value.
     #[inline(always)]
     pub(super) fn take(&mut self, code: Code) -> i32 {
-        let value = self.take_plain(code);
-        let is_negative = value < (1 << code.value_bits() >> 1);
-        if is_negative { value + 1 - (1 << code.value_bits()) } else { value }
+        extended(self.take_plain(code), code.value_bits())
     }
 
     /// Takes a code and the bits behind it off the head, and returns these as they are.
@@ -92,9 +89,9 @@ impl<'a> Bits<'a> {
 
 /// Entropy-coded data without its byte stuffing.
 pub(super) struct Entropy {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// Start and end of what lies between restart markers.
-    segments: Vec<(usize, usize)>,
+    pub(super) segments: Vec<(usize, usize)>,
     /// The coded bytes, stuffing and restart markers included.
     pub(super) coded_bytes: usize,
     /// The marker that ended it.

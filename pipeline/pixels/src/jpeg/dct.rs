@@ -41,22 +41,11 @@ pub(super) fn scale(quantiser: [u16; 64]) -> Scale {
     scale
 }
 
-/// Transforms a block into 8 x 8 samples at the head of `out`, rows `stride` apart. A flat one has no coefficient but
-/// the first.
+/// Transforms a block into samples. A flat one has no coefficient but the first.
 #[inline(always)]
-pub(super) fn transform<S: Simd>(
-    simd: S,
-    block: &[i16; 64],
-    scale: &Scale,
-    is_flat: bool,
-    out: &mut [u8],
-    stride: usize,
-) {
+pub(super) fn transform<S: Simd>(simd: S, block: &[i16; 64], scale: &Scale, is_flat: bool, out: &mut Samples) {
     if is_flat {
-        let level = sample(f32::from(block[0]) * scale[0][0]);
-        for row in out.chunks_mut(stride).take(8) {
-            row[..8].fill(level);
-        }
+        *out = [[sample(f32::from(block[0]) * scale[0][0]); 8]; 8];
         return;
     }
     // No closures: what is not inlined here is not compiled for the level of `simd`.
@@ -66,41 +55,37 @@ pub(super) fn transform<S: Simd>(
         let (left, right) = simd.widen_i16x8(whole);
         *row = simd.cvt_f32_i32x8(simd.combine_i32x4(left, right)) * f32x8::simd_from(simd, scale[y]);
     }
-    let mut levels = inverse_dct(transposed(simd, inverse_dct(rows)));
-    for level in &mut levels {
-        *level += 128.0;
-    }
-    for (y, row) in rounded_rows(simd, levels).iter().enumerate() {
-        out[y * stride..][..8].copy_from_slice(row);
-    }
+    // What is added to the mean is added to all.
+    rows[0] += f32x8::simd_from(simd, [MIDDLE, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    *out = whole_rows(simd, inverse_dct(transposed(simd, inverse_dct(rows))));
 }
 
-/// Added to 2^23, a number's bits below the point are rounded off, and it is the low bits.
-const UNIT: f32 = (1 << 23) as f32;
+/// 8 x 8 samples.
+pub(super) type Samples = [[u8; 8]; 8];
 
-/// A level around 0 to a sample around 128, rounded and clamped.
-#[inline(always)]
+/// From a level around 0 to a sample around 128, half a level more for rounding.
+const MIDDLE: f32 = 128.5;
+
 fn sample(level: f32) -> u8 {
-    ((level + 128.0).clamp(0.0, 255.0) + UNIT).to_bits() as u8
+    (level + MIDDLE).clamp(0.0, 255.0) as u8
 }
 
-/// Levels to samples, rounded and clamped.
+/// Levels to samples, clamped; what is behind the point is cut off.
 #[inline(always)]
-pub(crate) fn rounded_rows<S: Simd>(simd: S, [a, b, c, d, e, f, g, h]: [f32x8<S>; 8]) -> [[u8; 8]; 8] {
+pub(crate) fn whole_rows<S: Simd>(simd: S, [a, b, c, d, e, f, g, h]: [f32x8<S>; 8]) -> [[u8; 8]; 8] {
     let mut samples = [[0; 8]; 8];
     let (upper, lower) = samples.split_at_mut(4);
     for (out, [a, b, c, d]) in [(upper, [a, b, c, d]), (lower, [e, f, g, h])] {
-        let upper = simd.relaxed_narrow_i32x8(rounded(simd, a), rounded(simd, b));
-        let lower = simd.relaxed_narrow_i32x8(rounded(simd, c), rounded(simd, d));
+        let upper = simd.relaxed_narrow_i32x8(whole(simd, a), whole(simd, b));
+        let lower = simd.relaxed_narrow_i32x8(whole(simd, c), whole(simd, d));
         simd.relaxed_narrow_u16x16(upper.bitcast(), lower.bitcast()).store_slice(out.as_flattened_mut());
     }
     samples
 }
 
 #[inline(always)]
-fn rounded<S: Simd>(simd: S, levels: f32x8<S>) -> i32x8<S> {
-    let clamped = levels.max(0.0).min(255.0) + UNIT;
-    clamped.bitcast::<i32x8<S>>() - i32x8::splat(simd, UNIT.to_bits() as i32)
+fn whole<S: Simd>(simd: S, levels: f32x8<S>) -> i32x8<S> {
+    simd.cvt_i32_f32x8(levels.max(0.0).min(255.0))
 }
 
 /// Rows to columns: each interleaving of the halves moves an element's row one bit into its column.
@@ -183,9 +168,9 @@ mod tests {
                 dequantised[place % 8 * 8 + place / 8] = f64::from(block[place]) * f64::from(quantiser[k]);
             }
             let samples = levels().map(|level| {
-                let mut samples = [0; 64];
-                dispatch!(level, simd => transform(simd, &block, &scale, false, &mut samples, 8));
-                samples
+                let mut samples = [[0; 8]; 8];
+                dispatch!(level, simd => transform(simd, &block, &scale, false, &mut samples));
+                *samples.as_flattened().first_chunk().unwrap()
             });
             let samples: Vec<[u8; 64]> = samples.collect();
             assert!(samples.iter().all(|other| *other == samples[0]), "levels differ");
@@ -203,8 +188,8 @@ mod tests {
             let mut block = [0; 64];
             block[0] = level;
             let [flat, whole] = [true, false].map(|is_flat| {
-                let mut samples = [0; 8 * 9];
-                dispatch!(Level::new(), simd => transform(simd, &block, &scale, is_flat, &mut samples, 9));
+                let mut samples = [[0; 8]; 8];
+                dispatch!(Level::new(), simd => transform(simd, &block, &scale, is_flat, &mut samples));
                 samples
             });
             assert_eq!(flat, whole, "{level}");

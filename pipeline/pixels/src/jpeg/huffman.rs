@@ -4,6 +4,9 @@
 /// Bits that are looked up at once.
 const LOOK: u32 = 11;
 
+/// Looks for which the bits of one load are enough.
+pub(super) const LOOKS: u32 = 56 / LOOK;
+
 /// The largest number of bits of a DC difference and of an AC value at 8 bits a sample.
 const MAX_DC_BITS: u8 = 11;
 const MAX_AC_BITS: u8 = 10;
@@ -42,6 +45,12 @@ impl Code {
     }
 }
 
+/// A value of so many bits: those that begin with 0 stand for the negative numbers from `1 - 2^bits` up (ITU T.81, F.2.2.1).
+pub(super) const fn extended(plain: i32, bits: u32) -> i32 {
+    let is_negative = plain < (1 << bits >> 1);
+    if is_negative { plain + 1 - (1 << bits) } else { plain }
+}
+
 /// The run that stands for the end of the block: it leads past any last coefficient. In a progressive scan so many
 /// more stand for the end of as many blocks as the bits behind the code say.
 pub(super) const END_OF_BLOCK: u8 = 64;
@@ -50,6 +59,8 @@ pub(super) const END_OF_BLOCK: u8 = 64;
 pub(super) struct Huffman {
     /// The code at the head of each [`LOOK`] bits, if it is no longer than that.
     short: Box<[Code; 1 << LOOK]>,
+    /// What the same bits show of AC coefficients with their values.
+    looks: Box<[Look; 1 << LOOK]>,
     /// Longer codes: the code in the highest bits of 16, and what stands behind it, ascending.
     long: Vec<(u16, Code)>,
 }
@@ -85,7 +96,17 @@ impl Huffman {
                 next += step;
             }
         }
-        Some(Self { short, long })
+        let mut looks = Box::new([Look::NOTHING; 1 << LOOK]);
+        if is_ac {
+            looks.iter_mut().enumerate().for_each(|(head, look)| *look = Look::at(head, &short));
+        }
+        Some(Self { short, looks, long })
+    }
+
+    /// What a look at the head of the bits shows.
+    #[inline(always)]
+    pub(super) fn look(&self, buffer: u64) -> Look {
+        self.looks[(buffer >> (64 - LOOK)) as usize]
     }
 
     /// The code at the head of the bits.
@@ -103,9 +124,102 @@ impl Huffman {
     }
 }
 
+/// One or two coefficients with their values, as one look finds them. Nothing that is done with it depends on how many
+/// there are: a branch on that could not be foretold.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    /// Coefficients that the first value passes over; [`END_OF_BLOCK`] where not all bits of one value are seen.
+    pub(super) run: u8,
+    /// From the first value's place to the second's; 0 where there is no second.
+    pub(super) step: u8,
+    /// From the first value's place to that of the next code; [`END_OF_BLOCK`] if the block ends here.
+    pub(super) next: u8,
+    /// Bits of all.
+    pub(super) bits: u8,
+    pub(super) first: i16,
+    /// The first again where there is no second.
+    pub(super) second: i16,
+}
+
+impl Look {
+    const NOTHING: Self = Self { run: END_OF_BLOCK, step: 0, next: 0, bits: 0, first: 0, second: 0 };
+
+    /// What the highest bits of [`LOOK`] show.
+    fn at(head: usize, short: &[Code; 1 << LOOK]) -> Self {
+        // The code behind the first `passed` bits, if the rest shows all of it and of its value.
+        let code = |passed: u32| {
+            let code = short[head << passed & ((1 << LOOK) - 1)];
+            (code.all_bits() != 0 && passed + code.all_bits() <= LOOK).then_some(code)
+        };
+        let value = |passed: u32, code: Code| {
+            let plain = head >> (LOOK - passed - code.all_bits()) & ((1 << code.value_bits()) - 1);
+            extended(plain as i32, code.value_bits()) as i16
+        };
+        let Some(code_1) = code(0).filter(|code| code.run() < usize::from(END_OF_BLOCK)) else {
+            return Self::NOTHING;
+        };
+        let first = value(0, code_1);
+        let (run, bits) = (code_1.run() as u8, code_1.all_bits() as u8);
+        let look = Self { run, step: 0, next: 1, bits, first, second: first };
+        let Some(code_2) = code(code_1.all_bits()) else {
+            return look;
+        };
+        let bits = bits + code_2.all_bits() as u8;
+        match code_2.run() as u8 {
+            END_OF_BLOCK => Self { next: END_OF_BLOCK, bits, ..look },
+            // Ends of several blocks, and sixteen zeros, which a progressive scan may let pass the last coefficient.
+            _ if code_2.value_bits() == 0 => look,
+            run if run > END_OF_BLOCK => look,
+            run => Self { step: run + 1, next: run + 2, bits, second: value(code_1.all_bits(), code_2), ..look },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::bits::Bits;
     use super::*;
+
+    /// Whatever bits follow, a look shows what its codes say one after another, and no more than is there.
+    #[test]
+    fn a_look_shows_what_its_codes_say() {
+        // An end, one value, three, a run of sixteen zeros, runs before values, ends of blocks, long codes.
+        let mut counts = [0; 16];
+        (counts[1], counts[2], counts[3], counts[4], counts[8], counts[13]) = (2, 2, 2, 2, 3, 2);
+        let symbols = [0x01, 0x00, 0x02, 0x11, 0xF0, 0x03, 0x21, 0x41, 0x10, 0x75, 0x0A, 0x12, 0x31];
+        let table = Huffman::new(&counts, &symbols, true).unwrap();
+        let (mut twos, mut ends) = (0, 0);
+        for (head, rest) in (0..1 << LOOK).flat_map(|head| [(head, 0), (head, u64::MAX)]) {
+            let buffer = head << (64 - LOOK) | rest >> LOOK;
+            let bytes: Vec<u8> = [buffer, rest].iter().flat_map(|word| word.to_be_bytes()).collect();
+            let mut bits = Bits::new(&bytes, 0, bytes.len());
+            let mut code = || {
+                bits.refill();
+                let code = table.code(bits.ahead());
+                code.map(|code| (code, bits.take(code)))
+            };
+            let look = table.look(buffer);
+            let (one, two) = (code(), code());
+            let Some((one, value)) = one.filter(|(code, _)| code.run() < 64 && code.all_bits() <= LOOK) else {
+                assert_eq!(look.run, END_OF_BLOCK, "{head:b}");
+                continue;
+            };
+            assert_eq!((usize::from(look.run), i32::from(look.first)), (one.run(), value), "{head:b}");
+            let shown = two.filter(|(code, _)| one.all_bits() + code.all_bits() <= LOOK);
+            let (step, next, bits, second) = match shown {
+                Some((two, _)) if two.run() == 64 => (0, 64, two.all_bits(), value),
+                Some((two, second)) if two.value_bits() > 0 && two.run() < 64 => {
+                    (two.run() + 1, two.run() + 2, two.all_bits(), second)
+                }
+                _ => (0, 1, 0, value),
+            };
+            twos += u32::from(step > 0);
+            ends += u32::from(next == 64);
+            assert_eq!((usize::from(look.step), usize::from(look.next)), (step, next), "{head:b}");
+            assert_eq!((u32::from(look.bits), i32::from(look.second)), (one.all_bits() + bits, second), "{head:b}");
+        }
+        assert!(twos > 500 && ends > 100, "{twos} {ends}");
+    }
 
     #[test]
     fn codes_that_are_no_prefix_code_are_refused() {

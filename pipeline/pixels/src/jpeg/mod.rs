@@ -15,7 +15,7 @@ mod segments;
 mod select;
 mod sequential;
 
-pub(crate) use dct::{ZIGZAG_TRANSPOSED, rounded_rows, transposed};
+pub(crate) use dct::{ZIGZAG_TRANSPOSED, transposed, whole_rows};
 pub(crate) use planes::{Chroma, Plane, Planes};
 
 use crate::container::Jpeg;

@@ -1,5 +1,6 @@
 //! Planes of samples, and what becomes of luma and chroma together.
 
+use super::dct::Samples;
 use crate::color;
 
 /// A plane of samples, rows from the top.
@@ -126,32 +127,38 @@ fn convert(luma: &[u8], cb: &[u8], cr: &[u8], [red, green, blue]: &mut [Vec<u8>;
 
 /// A plane that is filled by rows of blocks.
 pub(super) struct Band {
-    /// Bytes of a row, padded to whole blocks.
-    stride: usize,
-    samples: Vec<u8>,
+    /// Blocks of a row, padding included.
+    across: usize,
+    blocks: Vec<Samples>,
+    row: Vec<u8>,
     plane: Plane,
 }
 
 impl Band {
-    /// For a plane of this size, `blocks_across` padded blocks wide, of which `block_rows` rows are filled at a time.
-    pub(super) fn new(blocks_across: usize, block_rows: usize, (width, height): (usize, usize)) -> Self {
-        let stride = blocks_across * 8;
+    /// For a plane of this size, `across` padded blocks wide, of which `down` rows of blocks are filled at a time.
+    pub(super) fn new(across: usize, down: usize, (width, height): (usize, usize)) -> Self {
         let plane = Plane { width, height, samples: Vec::with_capacity(width * height) };
-        Self { stride, samples: vec![0; stride * block_rows * 8], plane }
+        Self { across, blocks: vec![[[0; 8]; 8]; across * down], row: vec![0; across * 8], plane }
     }
 
-    /// The samples from the first of a block on, and the bytes of a row.
+    /// A block of the rows in hand.
     #[inline(always)]
-    pub(super) fn block(&mut self, row: usize, column: usize) -> (&mut [u8], usize) {
-        (&mut self.samples[row * 8 * self.stride + column * 8..], self.stride)
+    pub(super) fn block(&mut self, row: usize, column: usize) -> &mut Samples {
+        &mut self.blocks[row * self.across + column]
     }
 
     /// Appends the rows to the plane, which cuts off what is padding.
     pub(super) fn flush(&mut self) {
         let Plane { width, height, samples } = &mut self.plane;
-        let missing = *height - samples.len() / *width;
-        for row in self.samples.chunks_exact(self.stride).take(missing) {
-            samples.extend_from_slice(&row[..*width]);
+        let mut missing = *height - samples.len() / *width;
+        for blocks in self.blocks.chunks_exact(self.across) {
+            for y in 0..missing.min(8) {
+                for (samples, block) in self.row.as_chunks_mut::<8>().0.iter_mut().zip(blocks) {
+                    *samples = block[y];
+                }
+                samples.extend_from_slice(&self.row[..*width]);
+            }
+            missing = missing.saturating_sub(8);
         }
     }
 

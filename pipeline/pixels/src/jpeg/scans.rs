@@ -5,7 +5,7 @@ use fearless_simd::{Level, Simd, dispatch};
 
 use super::bits::{Bits, Entropy};
 use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
-use super::huffman::{END_OF_BLOCK, Huffman};
+use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
 use super::planes::{Band, Plane};
 use super::segments::{Frame, Scan, ScanComponent, Segments};
 use super::select::nth_set;
@@ -125,8 +125,8 @@ impl Grid {
         let rows = self.coefficients.chunks_exact(self.stride).zip(self.nonzero.chunks_exact(self.stride));
         for (blocks, nonzero) in rows.take(self.size.1) {
             for (column, (block, nonzero)) in blocks.iter().zip(nonzero).enumerate().take(self.size.0) {
-                let (samples, stride) = band.block(0, column);
-                transform(simd, block, scale, nonzero & !1 == 0, samples, stride);
+                let samples = band.block(0, column);
+                transform(simd, block, scale, nonzero & !1 == 0, samples);
             }
             band.flush();
         }
@@ -264,7 +264,7 @@ impl Block<'_> {
     #[inline(always)]
     fn set(&mut self, k: usize, value: i16) {
         self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63] = value;
-        *self.nonzero = *self.nonzero & !(1 << k) | u64::from(value != 0) << k;
+        *self.nonzero = *self.nonzero & !(1 << (k & 63)) | u64::from(value != 0) << (k & 63);
     }
 
     /// The first scan of the lowest coefficient.
@@ -293,21 +293,38 @@ impl Block<'_> {
         }
         let mut k = first;
         while k <= last {
+            // 56 bits are enough for so many looks.
             bits.refill();
-            let code = table.code(bits.ahead())?;
-            if let Some(blocks) = ended_blocks(bits, code) {
-                state.ended_blocks = blocks - 1;
-                break;
-            }
-            let value = bits.take(code);
-            k += code.run();
-            if code.value_bits() != 0 {
-                if k > last {
-                    return None;
+            for _ in 0..LOOKS {
+                let look = table.look(bits.ahead());
+                let place = k + usize::from(look.run);
+                if place >= last {
+                    // The last coefficient, after which no code follows, or what one look does not show.
+                    bits.refill();
+                    let code = table.code(bits.ahead())?;
+                    if let Some(blocks) = ended_blocks(bits, code) {
+                        state.ended_blocks = blocks - 1;
+                        return Some(());
+                    }
+                    let value = bits.take(code);
+                    k += code.run();
+                    if code.value_bits() != 0 {
+                        if k > last {
+                            return None;
+                        }
+                        self.set(k, (value << shift) as i16);
+                    }
+                    k += 1;
+                    break;
                 }
-                self.set(k, (value << shift) as i16);
+                bits.skip(look.bits.into());
+                self.set(place, look.first << shift);
+                self.set(place + usize::from(look.step), look.second << shift);
+                k = place + usize::from(look.next);
+                if k > last {
+                    return (k == last + 1 || look.next == END_OF_BLOCK).then_some(());
+                }
             }
-            k += 1;
         }
         Some(())
     }

@@ -7,7 +7,7 @@ use fearless_simd::{Level, Simd, dispatch};
 use super::Stop;
 use super::bits::{Bits, Entropy};
 use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
-use super::huffman::{END_OF_BLOCK, Huffman};
+use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
 use super::planes::{Band, Plane};
 use super::segments::{Scan, Segments};
 
@@ -111,8 +111,8 @@ impl Component {
             for x in 0..self.horizontal {
                 let is_flat = self.read_block::<KEPT>(bits, prediction, block)?;
                 if KEPT && let Some(band) = &mut band {
-                    let (samples, stride) = band.block(y, column * self.horizontal + x);
-                    transform(simd, block, &self.scale, is_flat, samples, stride);
+                    let samples = band.block(y, column * self.horizontal + x);
+                    transform(simd, block, &self.scale, is_flat, samples);
                     *block = [0; 64];
                 }
             }
@@ -137,24 +137,41 @@ impl Component {
         }
         let mut k = 1;
         loop {
-            // 56 bits are enough for two codes of at most 16 + 10.
+            // 56 bits are enough for so many looks.
             bits.refill();
-            for _ in 0..2 {
-                let code = self.ac.code(bits.ahead())?;
-                k += code.run();
-                if k > 63 {
-                    let is_end = code.run() == usize::from(END_OF_BLOCK);
-                    bits.skip(code.all_bits());
-                    return is_end.then_some(k == 1 + usize::from(END_OF_BLOCK));
+            for _ in 0..LOOKS {
+                let look = self.ac.look(bits.ahead());
+                let first = k + usize::from(look.run);
+                if first >= 63 {
+                    // The last coefficient, after which no code follows, or what one look does not show.
+                    bits.refill();
+                    let code = self.ac.code(bits.ahead())?;
+                    k += code.run();
+                    if k > 63 {
+                        let is_end = code.run() == usize::from(END_OF_BLOCK);
+                        bits.skip(code.all_bits());
+                        return is_end.then_some(k == 1 + usize::from(END_OF_BLOCK));
+                    }
+                    // Of sixteen zeros the last is put.
+                    let value = bits.take(code);
+                    if KEPT {
+                        block[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] = value as i16;
+                    }
+                    k += 1;
+                    if k > 63 {
+                        return Some(false);
+                    }
+                    break;
                 }
-                // Of sixteen zeros the last is put.
-                let value = bits.take(code);
+                bits.skip(look.bits.into());
                 if KEPT {
-                    block[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] = value as i16;
+                    let second = (first + usize::from(look.step)) & 63;
+                    block[usize::from(ZIGZAG_TRANSPOSED[first]) & 63] = look.first;
+                    block[usize::from(ZIGZAG_TRANSPOSED[second]) & 63] = look.second;
                 }
-                k += 1;
+                k = first + usize::from(look.next);
                 if k > 63 {
-                    return Some(false);
+                    return (k == 64 || look.next == END_OF_BLOCK).then_some(false);
                 }
             }
         }
