@@ -3,7 +3,8 @@
 use image::ImageReader;
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use pixels::{
-    Anchor, Format, Image, Limits, decode, decode_luma, decode_picture, encode_jpeg, encode_png, fit, probe, sharpness,
+    Anchor, Format, Image, Limits, Measures, decode, decode_luma, decode_picture, encode_jpeg, encode_png, fit,
+    measure, probe, sharpness,
 };
 
 use crate::{all, fixture, fixtures, format_of, psnr, scene};
@@ -56,6 +57,15 @@ fn luma_is_the_luma_of_the_colours() {
         assert_eq!((luma.width(), luma.height()), (of_colours.width(), of_colours.height()), "{name}");
         let psnr = psnr(luma.samples(), of_colours.samples());
         assert!(psnr >= 40.0, "{name}: {psnr:.1} dB");
+    }
+}
+
+/// Row by row where the format allows it, from the whole plane where not.
+#[test]
+fn what_is_measured_in_one_go_is_what_is_measured_on_the_luma() {
+    for (name, bytes) in all() {
+        let luma = decode_luma(&bytes, &Limits::default()).unwrap();
+        assert_eq!(measure(&bytes, &Limits::default()), Ok(Measures::of(&luma)), "{name}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Faults 9, 10 and 12: what is no image, not whole, or not what it says.
 
-use pixels::{DecodeError, Format, Limits, decode, decode_luma, probe};
+use pixels::{DecodeError, Format, Limits, Measures, decode, decode_luma, measure, probe};
 use proptest::prelude::*;
 
 use crate::{all, fixture, format_of};
@@ -59,7 +59,8 @@ fn no_cut_file_is_taken() {
                 bytes.len()
             );
             assert_eq!(probe(cut, &Limits::default()), Err(error.clone()), "{name} cut to {length}");
-            assert_eq!(decode_luma(cut, &Limits::default()), Err(error), "{name} cut to {length}");
+            assert_eq!(decode_luma(cut, &Limits::default()), Err(error.clone()), "{name} cut to {length}");
+            assert_eq!(measure(cut, &Limits::default()), Err(error), "{name} cut to {length}");
         }
     }
 }
@@ -75,6 +76,7 @@ fn a_jpeg_with_a_hole_before_its_end_is_not_taken() {
             let holed = [&bytes[..scan + pixels * tenth / 10], &[0xFF, 0xD9]].concat();
             assert!(decode(&holed, &Limits::default()).is_err(), "{name}: {tenth}/10 in colour");
             assert!(decode_luma(&holed, &Limits::default()).is_err(), "{name}: {tenth}/10 in luma");
+            assert!(measure(&holed, &Limits::default()).is_err(), "{name}: {tenth}/10 measured");
         }
     }
 }
@@ -127,7 +129,9 @@ fn what_asks_for_too_many_pixels_gets_no_memory() {
     assert_eq!(small.len(), 739);
     let before = peak_kib();
     for bytes in [png_claiming(65_535, 65_535, 739), small, jpeg, gif] {
-        for error in [decode(&bytes, &Limits::default()).map(drop), decode_luma(&bytes, &Limits::default()).map(drop)] {
+        let limits = Limits::default();
+        let decoded = [decode(&bytes, &limits).map(drop), decode_luma(&bytes, &limits).map(drop)];
+        for error in decoded.into_iter().chain([measure(&bytes, &limits).map(drop)]) {
             assert!(matches!(error, Err(DecodeError::TooManyPixels { .. })), "{error:?}");
         }
     }
@@ -198,6 +202,8 @@ fn the_fuzz_corpus_is_met_without_a_panic() {
         let (colours, luma) = (decode(&bytes, &Limits::default()), decode_luma(&bytes, &Limits::default()));
         assert_eq!(colours.is_ok(), luma.is_ok(), "{}: {:?} but {:?}", path.display(), colours.err(), luma.err());
         assert!(!matches!(colours, Err(DecodeError::DecoderPanic(_))), "{}", path.display());
+        let measured = measure(&bytes, &Limits::default());
+        assert_eq!(measured, luma.map(|luma| Measures::of(&luma)), "{}", path.display());
         replayed += 1;
     }
     assert!(replayed >= 5);

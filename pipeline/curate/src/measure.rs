@@ -73,18 +73,20 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
     }
     let file = match recipe.image.store {
         Store::Original => {
-            let luma = pixels::decode_luma(body, &limits)?;
-            measured.pixels = Some(pixel_measures(&luma));
+            measured.pixels = Some(pixels::measure(body, &limits)?.into());
             measured.rejection = judge(&measured, recipe).err();
-            measured.thumbnail = thumbnail(&measured, &luma, recipe);
+            // Few images are worth it, and the measures take no plane of luma: it is decoded once more.
+            if is_near_miss(&measured, recipe) {
+                measured.thumbnail = Some(thumbnail(&pixels::decode_luma(body, &limits)?));
+            }
             File { bytes: body.into(), sha256: measured.sha256 }
         }
         Store::SquareJpeg { side, quality } => {
             let picture = pixels::decode_picture(body, &limits)?;
-            measured.pixels = Some(pixel_measures(picture.luma()));
+            measured.pixels = Some(pixels::Measures::of(picture.luma()).into());
             measured.rejection = judge(&measured, recipe).err();
             if measured.rejection.is_some() {
-                measured.thumbnail = thumbnail(&measured, picture.luma(), recipe);
+                measured.thumbnail = is_near_miss(&measured, recipe).then(|| thumbnail(picture.luma()));
                 return Ok((measured, None));
             }
             let encoded = picture.square_jpeg(side, quality);
@@ -95,15 +97,21 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
     Ok((measured, is_wanted.then_some(file)))
 }
 
-/// What the report shows of an image that was nearly sharp enough.
-fn thumbnail(measured: &Measured, luma: &pixels::Luma, recipe: &Recipe) -> Option<String> {
-    measured.rejection.as_ref()?;
-    let nearness = recipe.sharpness.nearness(measured.pixels?.sharpness);
-    (nearness >= NEARLY).then(|| STANDARD.encode(luma.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY)))
+/// Whether the report may show an image among those that were nearly sharp enough.
+fn is_near_miss(measured: &Measured, recipe: &Recipe) -> bool {
+    let nearness = measured.pixels.map(|pixels| recipe.sharpness.nearness(pixels.sharpness));
+    measured.rejection.is_some() && nearness.is_some_and(|nearness| nearness >= NEARLY)
 }
 
-fn pixel_measures(luma: &pixels::Luma) -> PixelMeasures {
-    PixelMeasures { sharpness: pixels::sharpness(luma), perceptual_hash: pixels::perceptual_hash(luma).0 }
+/// What the report shows of it.
+fn thumbnail(luma: &pixels::Luma) -> String {
+    STANDARD.encode(luma.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY))
+}
+
+impl From<pixels::Measures> for PixelMeasures {
+    fn from(measures: pixels::Measures) -> Self {
+        Self { sharpness: measures.sharpness, perceptual_hash: measures.perceptual_hash.0 }
+    }
 }
 
 /// Holds what was measured so far against the recipe.

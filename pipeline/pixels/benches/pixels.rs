@@ -7,7 +7,8 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pixels::{
-    Anchor, Image, Limits, decode, decode_luma, decode_picture, encode_jpeg, fit, perceptual_hash, probe, sharpness,
+    Anchor, Image, Limits, decode, decode_luma, decode_picture, encode_jpeg, fit, measure, perceptual_hash, probe,
+    sharpness,
 };
 
 const WIDTH: u32 = 2048;
@@ -59,6 +60,7 @@ fn steps(criterion: &mut Criterion) {
     group.sample_size(20).throughput(Throughput::Elements(u64::from(WIDTH * HEIGHT)));
     group.bench_function("probe", |b| b.iter(|| probe(black_box(&bytes), &limits).unwrap()));
     group.bench_function("decode_luma", |b| b.iter(|| decode_luma(black_box(&bytes), &limits).unwrap()));
+    group.bench_function("measure", |b| b.iter(|| measure(black_box(&bytes), &limits).unwrap()));
     group.bench_function("decode", |b| b.iter(|| decode(black_box(&bytes), &limits).unwrap()));
     group.bench_function("progressive/decode_luma", |b| {
         b.iter(|| decode_luma(black_box(&progressive), &limits).unwrap());

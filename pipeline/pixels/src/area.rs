@@ -1,25 +1,18 @@
 //! Shrinking by exact area average, in floating point: what is measured must not be rounded to
 //! eight bits or depend on a resampling filter's lobes.
 
-use fearless_simd::{Level, Simd, dispatch, f32x4, prelude::*};
+use fearless_simd::{Simd, f32x4, prelude::*};
 
 /// Shrinks `samples`, rows of `from.0`, to the size `to`, as [`Shrink`] does.
-///
-/// # Panics
-/// As [`Shrink::new`], and if there are not as many samples as `from` says.
+#[cfg(test)]
 pub(crate) fn shrink(samples: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
     assert_eq!(samples.len(), from.0 * from.1);
-    dispatch!(Level::new(), simd => shrink_all(simd, samples, from, to))
-}
-
-#[inline(always)]
-fn shrink_all<S: Simd>(simd: S, samples: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
     let mut shrink = Shrink::new(from, to);
     let mut shrunk = Vec::with_capacity(to.0 * to.1);
     for row in samples.chunks_exact(from.0) {
-        if let Some(row) = shrink.push(simd, row) {
-            shrunk.extend_from_slice(row);
-        }
+        fearless_simd::dispatch!(fearless_simd::Level::new(), simd => {
+            shrunk.extend(shrink.push(simd, row).into_iter().flatten());
+        });
     }
     shrunk
 }

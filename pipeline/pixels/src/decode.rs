@@ -11,7 +11,8 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use crate::container::{self, Jpeg};
 use crate::format::{Opened, Orientation, Other, open};
 use crate::jpeg::{self, Outcome, Planes};
-use crate::{DecodeError, Format, Image, Limits, Luma, color};
+use crate::measures::OfRows;
+use crate::{DecodeError, Format, Image, Limits, Luma, Measures, color};
 
 /// Scans of a progressive JPEG. Encoders write about 10; each more is a pass over the image.
 const MAX_JPEG_SCANS: usize = 64;
@@ -58,6 +59,31 @@ pub fn decode_luma(bytes: &[u8], limits: &Limits) -> Result<Luma, DecodeError> {
     })
 }
 
+/// Measures what [`decode_luma`] decodes, with the same checks. An upright JPEG is measured while it is decoded, row by
+/// row.
+///
+/// # Errors
+/// As [`decode`].
+pub fn measure(bytes: &[u8], limits: &Limits) -> Result<Measures, DecodeError> {
+    let measured_in_rows = caught(bytes, || match open(bytes, limits)? {
+        Opened::Jpeg(jpeg)
+            if Orientation::of_jpeg(&jpeg) == Orientation::UPRIGHT && has_luma(&jpeg_decoder(&jpeg)?) =>
+        {
+            let mut measures = OfRows::new((jpeg.width as usize, jpeg.height as usize));
+            match jpeg::luma_rows(&jpeg, &mut |row| measures.push(row)) {
+                Outcome::Decoded(()) => Ok(Some(measures.finish())),
+                Outcome::Damaged => Err(damaged()),
+                Outcome::NotThisCase => Ok(None),
+            }
+        }
+        _ => Ok(None),
+    })?;
+    match measured_in_rows {
+        Some(measures) => Ok(measures),
+        None => decode_luma(bytes, limits).map(|luma| Measures::of(&luma)),
+    }
+}
+
 /// Whether an embedded ICC profile is applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Profile {
@@ -81,14 +107,19 @@ pub(crate) fn stored_size(width: u32, height: u32, orientation: Orientation) -> 
 /// The luma plane of a JPEG that has one, or `None` if its components are RGB or CMYK.
 fn jpeg_luma(jpeg: &Jpeg<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
     let mut decoder = jpeg_decoder(jpeg)?;
-    match decoder.input_colorspace() {
-        Some(ColorSpace::YCbCr | ColorSpace::Luma) => match jpeg::luma(jpeg) {
-            Outcome::Decoded(luma) => Ok(Some(luma.samples)),
-            Outcome::Damaged => Err(damaged()),
-            Outcome::NotThisCase => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
-        },
-        _ => Ok(None),
+    if !has_luma(&decoder) {
+        return Ok(None);
     }
+    match jpeg::luma(jpeg) {
+        Outcome::Decoded(luma) => Ok(Some(luma.samples)),
+        Outcome::Damaged => Err(damaged()),
+        Outcome::NotThisCase => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
+    }
+}
+
+/// Whether the first component is luma.
+fn has_luma(decoder: &JpegDecoder<ZCursor<&[u8]>>) -> bool {
+    matches!(decoder.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma))
 }
 
 fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
@@ -123,8 +154,7 @@ fn jpeg_rgb(jpeg: &Jpeg<'_>, profile: Profile) -> Result<Vec<u8>, DecodeError> {
 /// [`jpeg`](crate::jpeg) knows. Data that is not whole is found in every JPEG that it knows, for
 /// the general decoder shows a block row that ends early as grey.
 pub(crate) fn jpeg_planes(jpeg: &Jpeg<'_>) -> Result<Option<Planes>, DecodeError> {
-    let has_luma = matches!(jpeg_decoder(jpeg)?.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma));
-    let read = if has_luma { jpeg::planes(jpeg) } else { jpeg::check(jpeg).without_planes() };
+    let read = if has_luma(&jpeg_decoder(jpeg)?) { jpeg::planes(jpeg) } else { jpeg::check(jpeg).without_planes() };
     match read {
         Outcome::Decoded(planes) => Ok(Some(planes)),
         Outcome::Damaged => Err(damaged()),

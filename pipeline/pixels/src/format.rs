@@ -85,6 +85,10 @@ impl Orientation {
         self.exif() >= 5
     }
 
+    pub(crate) fn of_jpeg(jpeg: &Jpeg<'_>) -> Self {
+        jpeg.exif.map_or(Self::UPRIGHT, Self::from_tiff)
+    }
+
     /// The orientation in a TIFF block of EXIF; upright where it says none or nonsense.
     pub(crate) fn from_tiff(tiff: &[u8]) -> Self {
         image::metadata::Orientation::from_exif_chunk(tiff).map_or(Self::UPRIGHT, Self)
@@ -130,11 +134,7 @@ pub(crate) struct Other<'a> {
 impl Opened<'_> {
     pub(crate) fn header(&self) -> Header {
         let (format, (width, height), orientation) = match self {
-            Self::Jpeg(jpeg) => (
-                Format::Jpeg,
-                (jpeg.width, jpeg.height),
-                jpeg.exif.map_or(Orientation::UPRIGHT, Orientation::from_tiff),
-            ),
+            Self::Jpeg(jpeg) => (Format::Jpeg, (jpeg.width, jpeg.height), Orientation::of_jpeg(jpeg)),
             Self::Other(other) => (other.format, other.decoder.dimensions(), other.orientation),
         };
         let (width, height) = if orientation.swaps_sides() { (height, width) } else { (width, height) };

@@ -3,7 +3,7 @@
 //! The input is hostile. Its kind is told by its first bytes, its size is read from its header
 //! and held against [`Limits`] before anything of that size is allocated, a truncated file is an
 //! error however much of it could be shown, and a panic inside a decoder costs that one image:
-//! [`decode`] and [`decode_luma`] never unwind into their caller.
+//! [`decode`], [`decode_luma`] and [`measure`] never unwind into their caller.
 //!
 //! | stored as | becomes |
 //! |---|---|
@@ -39,17 +39,19 @@ mod geometry;
 mod jpeg;
 #[cfg(test)]
 mod levels;
+mod measures;
 mod perceptual;
 mod picture;
 mod raster;
 mod resample;
 mod sharpness;
 
-pub use decode::{decode, decode_luma};
+pub use decode::{decode, decode_luma, measure};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::DecodeError;
 pub use format::{Format, Header, Limits, Orientation, probe};
 pub use geometry::{Anchor, Filter, Framed, fit, resize};
+pub use measures::Measures;
 pub use perceptual::{PerceptualHash, perceptual_hash};
 pub use picture::{Picture, decode_picture};
 pub use raster::{Image, Luma};

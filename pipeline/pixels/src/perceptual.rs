@@ -2,8 +2,10 @@
 
 use std::f64::consts::PI;
 
+use fearless_simd::{Level, Simd, dispatch};
+
 use crate::Luma;
-use crate::area::shrink;
+use crate::area::Shrink;
 
 /// Side of the square that is transformed.
 const SIDE: usize = 32;
@@ -35,9 +37,45 @@ impl std::fmt::Display for PerceptualHash {
 /// it by repeating samples.
 #[must_use]
 pub fn perceptual_hash(luma: &Luma) -> PerceptualHash {
-    let (width, height) = (luma.width() as usize, luma.height() as usize);
-    let (small_width, small_height) = (width.min(SIDE), height.min(SIDE));
-    let small = shrink(luma.samples(), (width, height), (small_width, small_height));
+    let size = (luma.width() as usize, luma.height() as usize);
+    let mut hashing = Hashing::new(size);
+    dispatch!(Level::new(), simd => luma.samples().chunks_exact(size.0).for_each(|row| hashing.push(simd, row)));
+    hashing.finish()
+}
+
+/// A hash in progress.
+pub(crate) struct Hashing {
+    shrink: Shrink,
+    size: (usize, usize),
+    small: Vec<f32>,
+}
+
+impl Hashing {
+    /// Of an image of this size.
+    pub(crate) fn new((width, height): (usize, usize)) -> Self {
+        let size = (width.min(SIDE), height.min(SIDE));
+        Self { shrink: Shrink::new((width, height), size), size, small: Vec::with_capacity(SIDE * SIDE) }
+    }
+
+    /// Takes the next row.
+    ///
+    /// # Panics
+    /// As [`Shrink::push`].
+    #[inline(always)]
+    pub(crate) fn push<S: Simd>(&mut self, simd: S, row: &[u8]) {
+        if let Some(row) = self.shrink.push(simd, row) {
+            self.small.extend_from_slice(row);
+        }
+    }
+
+    /// The hash, after the last row.
+    pub(crate) fn finish(self) -> PerceptualHash {
+        hash_of(&self.small, self.size)
+    }
+}
+
+/// The hash of an image shrunk to a size of at most [`SIDE`].
+fn hash_of(small: &[f32], (small_width, small_height): (usize, usize)) -> PerceptualHash {
     let at = |x: usize, y: usize| f64::from(small[y * small_height / SIDE * small_width + x * small_width / SIDE]);
 
     let basis = |k: usize, n: usize| (PI / SIDE as f64 * (n as f64 + 0.5) * k as f64).cos();

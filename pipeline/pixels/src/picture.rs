@@ -54,7 +54,7 @@ fn of_planes(jpeg: &Jpeg<'_>) -> Result<Option<Picture>, DecodeError> {
     let Some(planes) = jpeg_planes(jpeg)? else {
         return Ok(None);
     };
-    let orientation = jpeg.exif.map_or(Orientation::UPRIGHT, Orientation::from_tiff);
+    let orientation = Orientation::of_jpeg(jpeg);
     let icc = jpeg.icc_profile().filter(|icc| color::converts(icc, planes.chroma.is_none()));
     if icc.is_none() && orientation == Orientation::UPRIGHT {
         let luma = Luma::new(jpeg.width, jpeg.height, planes.luma.samples);

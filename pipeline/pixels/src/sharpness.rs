@@ -57,26 +57,59 @@ pub fn sharpness(luma: &Luma) -> Sharpness {
     dispatch!(Level::new(), simd => measure(simd, luma))
 }
 
-/// Each row goes on as soon as it is complete, so that none leaves the cache between two scales.
 #[inline(always)]
 fn measure<S: Simd>(simd: S, luma: &Luma) -> Sharpness {
     let size = (luma.width() as usize, luma.height() as usize);
-    let fine_size = at_short_side(size, FINE_SIDE);
-    let fixed_size = at_short_side(fine_size, FIXED_SIDE);
-    let (mut to_fine, mut to_fixed) = (Shrink::new(size, fine_size), Shrink::new(fine_size, fixed_size));
-    let (mut fine, mut fixed) = (Tiles::new(fine_size), Tiles::new(fixed_size));
-    for row in luma.samples().chunks_exact(size.0) {
-        if let Some(row) = to_fine.push(simd, row) {
-            fine.push(row);
-            if let Some(row) = to_fixed.push(simd, row) {
-                fixed.push(row);
+    let mut measuring = Measuring::new(size);
+    luma.samples().chunks_exact(size.0).for_each(|row| measuring.push(simd, row));
+    measuring.finish()
+}
+
+/// A measuring in progress. Each row goes on as soon as it is complete, so that none leaves the cache between two
+/// scales.
+pub(crate) struct Measuring {
+    to_fine: Shrink,
+    fine: Tiles,
+    to_fixed: Shrink,
+    fixed: Tiles,
+    says_detail: bool,
+}
+
+impl Measuring {
+    /// Of an image of this size.
+    pub(crate) fn new(size: (usize, usize)) -> Self {
+        let fine_size = at_short_side(size, FINE_SIDE);
+        let fixed_size = at_short_side(fine_size, FIXED_SIDE);
+        Self {
+            to_fine: Shrink::new(size, fine_size),
+            fine: Tiles::new(fine_size),
+            to_fixed: Shrink::new(fine_size, fixed_size),
+            fixed: Tiles::new(fixed_size),
+            says_detail: fine_size != fixed_size,
+        }
+    }
+
+    /// Takes the next row.
+    ///
+    /// # Panics
+    /// As [`Shrink::push`].
+    #[inline(always)]
+    pub(crate) fn push<S: Simd>(&mut self, simd: S, row: &[u8]) {
+        if let Some(row) = self.to_fine.push(simd, row) {
+            self.fine.push(row);
+            if let Some(row) = self.to_fixed.push(simd, row) {
+                self.fixed.push(row);
             }
         }
     }
-    let whole = Moments::sum(&fixed.moments).variance();
-    let says_nothing = fine_size == fixed_size || whole <= 0.0;
-    let detail = if says_nothing { 1.0 } else { Moments::sum(&fine.moments).variance() / whole };
-    Sharpness { whole, tile: percentile(&fixed.moments), detail }
+
+    /// The scores, after the last row.
+    pub(crate) fn finish(self) -> Sharpness {
+        let whole = Moments::sum(&self.fixed.moments).variance();
+        let fine = Moments::sum(&self.fine.moments).variance();
+        let detail = if self.says_detail && whole > 0.0 { fine / whole } else { 1.0 };
+        Sharpness { whole, tile: percentile(&self.fixed.moments), detail }
+    }
 }
 
 /// The size with its shorter side shrunk to `side`, or as it is if that is no longer.

@@ -16,7 +16,7 @@ mod select;
 mod sequential;
 
 pub(crate) use dct::{ZIGZAG_TRANSPOSED, transposed, whole_rows};
-pub(crate) use planes::{Chroma, Plane, Planes};
+pub(crate) use planes::{Chroma, Plane, Planes, Rows};
 
 use crate::container::Jpeg;
 use segments::Segments;
@@ -47,15 +47,23 @@ enum Kept {
 
 /// The luma of a JPEG of luma and chroma, or of luma alone.
 pub(crate) fn luma(jpeg: &Jpeg<'_>) -> Outcome<Plane> {
-    match read(jpeg, Kept::Luma) {
+    match read(jpeg, Kept::Luma, None) {
         Ok((mut planes, _)) => Outcome::Decoded(planes.remove(0)),
+        Err(stop) => stop.into(),
+    }
+}
+
+/// The same row by row. Of damaged data some may have come.
+pub(crate) fn luma_rows<'a>(jpeg: &Jpeg<'_>, rows: &'a mut Rows<'a>) -> Outcome<()> {
+    match read(jpeg, Kept::Luma, Some(rows)) {
+        Ok(_) => Outcome::Decoded(()),
         Err(stop) => stop.into(),
     }
 }
 
 /// All planes of a JPEG of luma and chroma, or of luma alone.
 pub(crate) fn planes(jpeg: &Jpeg<'_>) -> Outcome<Planes> {
-    match read(jpeg, Kept::All) {
+    match read(jpeg, Kept::All, None) {
         Ok((planes, steps)) => Planes::of(planes, |at| steps[at]).map_or(Outcome::NotThisCase, Outcome::Decoded),
         Err(stop) => stop.into(),
     }
@@ -63,7 +71,7 @@ pub(crate) fn planes(jpeg: &Jpeg<'_>) -> Outcome<Planes> {
 
 /// Whether the data of a JPEG is whole: what decoders that show what they can do not tell.
 pub(crate) fn check(jpeg: &Jpeg<'_>) -> Outcome<()> {
-    match read(jpeg, Kept::None) {
+    match read(jpeg, Kept::None, None) {
         Ok(_) => Outcome::Decoded(()),
         Err(stop) => stop.into(),
     }
@@ -71,18 +79,19 @@ pub(crate) fn check(jpeg: &Jpeg<'_>) -> Outcome<()> {
 
 type Steps = Vec<(usize, usize)>;
 
-/// The planes that are kept, luma first, and how many samples of luma lie beside one of each component.
-fn read(jpeg: &Jpeg<'_>, kept: Kept) -> Result<(Vec<Plane>, Steps), Stop> {
+/// The planes that are kept, luma first unless its rows go to `rows`, and how many samples of luma lie beside one of each
+/// component.
+fn read<'a>(jpeg: &Jpeg<'_>, kept: Kept, rows: Option<&'a mut Rows<'a>>) -> Result<(Vec<Plane>, Steps), Stop> {
     let mut segments = Segments::new(jpeg);
     let scan = segments.next_scan()?.ok_or(Stop::NotThisCase)?;
     let frame = segments.frame()?;
     let steps = frame.steps();
     let several_scans = frame.is_progressive || scan.components.len() != frame.components.len();
     let planes = match (several_scans, kept) {
-        (true, _) => scans::decode(segments, scan, kept)?,
-        (false, Kept::None) => sequential::decode::<false, false>(&segments, &scan)?,
-        (false, Kept::Luma) => sequential::decode::<true, false>(&segments, &scan)?,
-        (false, Kept::All) => sequential::decode::<true, true>(&segments, &scan)?,
+        (true, _) => scans::decode(segments, scan, kept, rows)?,
+        (false, Kept::None) => sequential::decode::<false, false>(&segments, &scan, rows)?,
+        (false, Kept::Luma) => sequential::decode::<true, false>(&segments, &scan, rows)?,
+        (false, Kept::All) => sequential::decode::<true, true>(&segments, &scan, rows)?,
     };
     Ok((planes, steps))
 }
@@ -122,6 +131,9 @@ mod tests {
                 panic!("{name} is not read");
             };
             assert_eq!(planes.luma, luma, "{name}");
+            let mut rows = Vec::new();
+            assert!(matches!(luma_rows(&jpeg, &mut |row| rows.extend_from_slice(row)), Outcome::Decoded(())), "{name}");
+            assert_eq!(rows, luma.samples, "{name}");
             assert!(matches!(check(&jpeg), Outcome::Decoded(())), "{name}");
         }
     }

@@ -125,20 +125,40 @@ fn convert(luma: &[u8], cb: &[u8], cr: &[u8], [red, green, blue]: &mut [Vec<u8>;
     }
 }
 
+/// Takes the rows of a plane, from the top.
+pub(crate) type Rows<'a> = dyn FnMut(&[u8]) + 'a;
+
 /// A plane that is filled by rows of blocks.
-pub(super) struct Band {
+pub(super) struct Band<'a> {
+    size: (usize, usize),
     /// Blocks of a row, padding included.
     across: usize,
     blocks: Vec<Samples>,
     row: Vec<u8>,
-    plane: Plane,
+    /// Rows of samples still to come.
+    missing: usize,
+    out: Out<'a>,
 }
 
-impl Band {
-    /// For a plane of this size, `across` padded blocks wide, of which `down` rows of blocks are filled at a time.
-    pub(super) fn new(across: usize, down: usize, (width, height): (usize, usize)) -> Self {
-        let plane = Plane { width, height, samples: Vec::with_capacity(width * height) };
-        Self { across, blocks: vec![[[0; 8]; 8]; across * down], row: vec![0; across * 8], plane }
+/// Where rows go.
+enum Out<'a> {
+    Plane(Vec<u8>),
+    Rows(&'a mut Rows<'a>),
+}
+
+impl<'a> Band<'a> {
+    /// For a plane of this size, `across` padded blocks wide, of which `down` rows of blocks are filled at a time. Its
+    /// rows go to `rows`, or are kept.
+    pub(super) fn new(across: usize, down: usize, size: (usize, usize), rows: Option<&'a mut Rows<'a>>) -> Self {
+        let (width, height) = size;
+        Self {
+            size,
+            across,
+            blocks: vec![[[0; 8]; 8]; across * down],
+            row: vec![0; across * 8],
+            missing: height,
+            out: rows.map_or_else(|| Out::Plane(Vec::with_capacity(width * height)), Out::Rows),
+        }
     }
 
     /// A block of the rows in hand.
@@ -147,23 +167,31 @@ impl Band {
         &mut self.blocks[row * self.across + column]
     }
 
-    /// Appends the rows to the plane, which cuts off what is padding.
+    /// Passes the rows in hand on, without what is padding.
     pub(super) fn flush(&mut self) {
-        let Plane { width, height, samples } = &mut self.plane;
-        let mut missing = *height - samples.len() / *width;
         for blocks in self.blocks.chunks_exact(self.across) {
-            for y in 0..missing.min(8) {
+            let whole = self.missing.min(8);
+            self.missing -= whole;
+            for y in 0..whole {
                 for (samples, block) in self.row.as_chunks_mut::<8>().0.iter_mut().zip(blocks) {
                     *samples = block[y];
                 }
-                samples.extend_from_slice(&self.row[..*width]);
+                let row = &self.row[..self.size.0];
+                match &mut self.out {
+                    Out::Plane(samples) => samples.extend_from_slice(row),
+                    Out::Rows(rows) => rows(row),
+                }
             }
-            missing = missing.saturating_sub(8);
         }
     }
 
-    pub(super) fn into_plane(self) -> Plane {
-        self.plane
+    /// The plane, if it was kept.
+    pub(super) fn into_plane(self) -> Option<Plane> {
+        let (width, height) = self.size;
+        match self.out {
+            Out::Plane(samples) => Some(Plane { width, height, samples }),
+            Out::Rows(_) => None,
+        }
     }
 }
 

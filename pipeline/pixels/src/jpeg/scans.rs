@@ -6,7 +6,7 @@ use fearless_simd::{Level, Simd, dispatch};
 use super::bits::{Bits, Entropy};
 use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
-use super::planes::{Band, Plane};
+use super::planes::{Band, Plane, Rows};
 use super::segments::{Frame, Scan, ScanComponent, Segments};
 use super::select::nth_set;
 use super::{Kept, Stop};
@@ -49,7 +49,13 @@ struct State {
     ended_blocks: u32,
 }
 
-pub(super) fn decode(mut segments: Segments<'_>, first: Scan<'_>, kept: Kept) -> Result<Vec<Plane>, Stop> {
+/// Decodes what is kept. The rows of luma go to `rows`, if there is such.
+pub(super) fn decode<'a>(
+    mut segments: Segments<'_>,
+    first: Scan<'_>,
+    kept: Kept,
+    mut rows: Option<&'a mut Rows<'a>>,
+) -> Result<Vec<Plane>, Stop> {
     let size = segments.size;
     let frame = segments.frame()?;
     if frame.components.len() == 4 {
@@ -64,7 +70,8 @@ pub(super) fn decode(mut segments: Segments<'_>, first: Scan<'_>, kept: Kept) ->
             if grids.iter().any(|grid| grid.quantiser.is_none()) {
                 return Err(Stop::Damaged);
             }
-            return grids.iter().filter(|grid| grid.is_kept).map(|grid| grid.transformed(size, &grids[0])).collect();
+            let planes = grids.iter().filter(|grid| grid.is_kept);
+            return planes.filter_map(|grid| grid.transformed(size, &grids[0], rows.take()).transpose()).collect();
         };
         for component in &scan.components {
             let grid = &mut grids[component.index];
@@ -110,18 +117,23 @@ impl Grid {
         }
     }
 
-    /// The samples, of an image of this size with this luma.
-    fn transformed(&self, (width, height): (usize, usize), luma: &Grid) -> Result<Plane, Stop> {
+    /// The samples, of an image of this size with this luma, unless they go to `rows`.
+    fn transformed<'a>(
+        &self,
+        (width, height): (usize, usize),
+        luma: &Grid,
+        rows: Option<&'a mut Rows<'a>>,
+    ) -> Result<Option<Plane>, Stop> {
         let scale = scale(self.quantiser.ok_or(Stop::Damaged)?);
         let part = |length: usize, of: usize, full: usize| (length * of).div_ceil(full);
         let plane = (part(width, self.horizontal, luma.horizontal), part(height, self.vertical, luma.vertical));
-        let mut band = Band::new(self.stride, 1, plane);
+        let mut band = Band::new(self.stride, 1, plane, rows);
         dispatch!(Level::new(), simd => self.transform_into(simd, &scale, &mut band));
         Ok(band.into_plane())
     }
 
     #[inline(always)]
-    fn transform_into<S: Simd>(&self, simd: S, scale: &Scale, band: &mut Band) {
+    fn transform_into<S: Simd>(&self, simd: S, scale: &Scale, band: &mut Band<'_>) {
         let rows = self.coefficients.chunks_exact(self.stride).zip(self.nonzero.chunks_exact(self.stride));
         for (blocks, nonzero) in rows.take(self.size.1) {
             for (column, (block, nonzero)) in blocks.iter().zip(nonzero).enumerate().take(self.size.0) {

@@ -8,7 +8,7 @@ use super::Stop;
 use super::bits::{Bits, Entropy};
 use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
-use super::planes::{Band, Plane};
+use super::planes::{Band, Plane, Rows};
 use super::segments::{Scan, Segments};
 
 /// A component and the tables it is coded with.
@@ -20,10 +20,12 @@ struct Component {
     ac: Rc<Huffman>,
 }
 
-/// Decodes luma, if it is kept, and chroma, if that is, and reads over the rest.
-pub(super) fn decode<const LUMA: bool, const CHROMA: bool>(
+/// Decodes luma, if it is kept, and chroma, if that is, and reads over the rest. The rows of luma go to `rows`, if there
+/// is such.
+pub(super) fn decode<'a, const LUMA: bool, const CHROMA: bool>(
     segments: &Segments<'_>,
     scan: &Scan<'_>,
+    mut rows: Option<&'a mut Rows<'a>>,
 ) -> Result<Vec<Plane>, Stop> {
     let frame = segments.frame()?;
     if scan.spectrum != (0, 63) || scan.bits != (0, 0) {
@@ -41,7 +43,7 @@ pub(super) fn decode<const LUMA: bool, const CHROMA: bool>(
         let scale = scale(segments.quantiser(index)?);
         components.push(Component { horizontal, vertical, scale, dc, ac });
         if if index == 0 { LUMA } else { CHROMA } {
-            bands.push(Band::new(across * horizontal, vertical, frame.plane_size(index, segments.size)));
+            bands.push(Band::new(across * horizontal, vertical, frame.plane_size(index, segments.size), rows.take()));
         }
     }
     let mcus = across * down;
@@ -49,7 +51,7 @@ pub(super) fn decode<const LUMA: bool, const CHROMA: bool>(
     let mcus = (across, down);
     dispatch!(Level::new(), simd => read::<_, LUMA, CHROMA>(simd, &components, &mut bands, &entropy, mcus, interval))
         .ok_or(Stop::Damaged)?;
-    Ok(bands.into_iter().map(Band::into_plane).collect())
+    Ok(bands.into_iter().filter_map(Band::into_plane).collect())
 }
 
 /// Reads the MCUs. `None` if the data has another length than they, or anything in it is no code.
@@ -57,7 +59,7 @@ pub(super) fn decode<const LUMA: bool, const CHROMA: bool>(
 fn read<S: Simd, const LUMA: bool, const CHROMA: bool>(
     simd: S,
     components: &[Component],
-    bands: &mut [Band],
+    bands: &mut [Band<'_>],
     entropy: &Entropy,
     (across, down): (usize, usize),
     interval: usize,
@@ -104,7 +106,7 @@ impl Component {
         bits: &mut Bits<'_>,
         prediction: &mut i32,
         block: &mut [i16; 64],
-        mut band: Option<&mut Band>,
+        mut band: Option<&mut Band<'_>>,
         column: usize,
     ) -> Option<()> {
         for y in 0..self.vertical {
