@@ -352,15 +352,14 @@ impl Block<'_> {
         (first, last): (usize, usize),
         shift: u8,
     ) -> Option<()> {
-        // From `k` on, which is at least 1 and at most 64.
-        let from = |k: usize| (u64::MAX - 1) << (k - 1);
-        let band = from(first) & !from(last + 1);
         // What was not 0 before this scan: a bit of each follows the code that passes over it.
-        let known = *self.nonzero & band;
+        let known = *self.nonzero;
         let mut corrections = Corrections::default();
-        let mut k = first;
+        // What no code has passed over yet.
+        let mut rest = u64::MAX << first & u64::MAX >> (63 - last);
+        let band = rest;
         if state.ended_blocks == 0 {
-            while k <= last {
+            while rest != 0 {
                 bits.refill();
                 let code = table.code(bits.ahead())?;
                 if let Some(blocks) = ended_blocks(bits, code) {
@@ -370,25 +369,29 @@ impl Block<'_> {
                 if code.value_bits() > 1 {
                     return None;
                 }
-                let value = bits.take(code);
-                // The zero that has `run` others before it; 64 if there are not so many.
-                let place = nth_set(simd, band & !known & from(k), code.run() as u32) as usize;
-                corrections.take(bits, known & from(k) & !from(place));
+                let is_positive = bits.take_plain(code) == 1;
+                // The zero that has `run` others before it; none if there are not so many.
+                let place = nth_set(simd, rest & !known, code.run() as u32);
+                let passed = place ^ place.wrapping_sub(1);
+                corrections.take(bits, known & rest & passed);
+                rest &= !passed;
                 if code.value_bits() == 1 {
-                    if place > last {
+                    if place == 0 {
                         return None;
                     }
-                    self.set(place, (value << shift) as i16);
+                    let k = place.trailing_zeros() as usize;
+                    self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] =
+                        if is_positive { 1 } else { -1 } << shift;
+                    *self.nonzero |= place;
                 }
-                k = place + 1;
             }
         }
         if state.ended_blocks > 0 {
             bits.refill();
-            corrections.take(bits, known & from(k));
+            corrections.take(bits, known & rest);
             state.ended_blocks -= 1;
         }
-        self.correct(corrections, known, shift);
+        self.correct(corrections, known & band, shift);
         Some(())
     }
 
