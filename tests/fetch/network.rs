@@ -9,8 +9,10 @@ use std::time::Duration;
 use fetch::FailureClass::{ConnectTimeout, DnsUnavailable};
 use fetch::{BreakerPolicy, ConfigError, FailureClass, FetchConfig, Fetcher, Lookup};
 use futures::future::{BoxFuture, join_all};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::server::{Server, ok};
 use crate::{Names, config};
@@ -224,6 +226,109 @@ async fn hosts_that_are_gone_are_no_outage_however_many() {
         let url = format!("http://h{i}.example:{port}/");
         assert_eq!(refusing.get(&url).await.unwrap().unwrap_err().class, FailureClass::Connect);
         assert_eq!(unknown.get(&url).await.unwrap().unwrap_err().class, FailureClass::Dns);
+    }
+}
+
+/// A server that answers until it is told to be silent: from then on nobody takes its connections, and the kernel drops
+/// attempts at more than it holds for it, as a network does that is gone.
+struct Fading {
+    port: u16,
+    silence: Arc<tokio::sync::Notify>,
+    serving: tokio::task::JoinHandle<TcpListener>,
+}
+
+impl Fading {
+    fn start() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silence = Arc::new(tokio::sync::Notify::new());
+        let told = silence.clone();
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = tokio::select! {
+                    accepted = listener.accept() => accepted.unwrap(),
+                    () = told.notified() => return listener,
+                };
+                let mut head = [0; 2048];
+                stream.read(&mut head).await.unwrap();
+                stream.write_all(&ok(b"image")).await.unwrap();
+            }
+        });
+        Self { port, silence, serving }
+    }
+
+    /// Returns what has to be kept for the silence to last.
+    async fn fade(self) -> (TcpListener, Vec<TcpStream>) {
+        self.silence.notify_one();
+        let listener = self.serving.await.unwrap();
+        let mut held = Vec::new();
+        // One attempt may fail for want of a processor.
+        let mut dropped = 0;
+        while dropped < 3 {
+            match timeout(Duration::from_millis(300), TcpStream::connect(("127.0.0.1", self.port))).await {
+                Ok(stream) => held.push(stream.unwrap()),
+                Err(_) => dropped += 1,
+            }
+        }
+        (listener, held)
+    }
+}
+
+/// Ten hosts at a port, all at once.
+async fn ten(fetcher: &Fetcher, port: u16) -> Vec<Result<FailureClass, fetch::Outage>> {
+    let outcomes = join_all((0..10).map(|i| {
+        let fetcher = fetcher.clone();
+        async move { fetcher.get(&format!("http://h{i}.example:{port}/")).await }
+    }));
+    outcomes.await.into_iter().map(|outcome| outcome.map(|outcome| outcome.unwrap_err().class)).collect()
+}
+
+#[tokio::test]
+async fn a_network_that_falls_silent_is_an_outage() {
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let server = Fading::start();
+    let port = server.port;
+    assert!(fetcher.get(&format!("http://h0.example:{port}/")).await.unwrap().is_ok());
+    let _silence = server.fade().await;
+    let outcomes = ten(&fetcher, port).await;
+    let outage = outcomes.into_iter().find_map(Result::err).expect("an outage");
+    assert_eq!((outage.what, outage.failures, outage.hosts), ("requests", 10, 5));
+    assert_eq!(fetcher.get("http://h0.example/").await, Err(outage));
+}
+
+/// As at the end of a run, when only they are left.
+#[tokio::test]
+async fn silent_hosts_are_no_outage_while_others_can_be_reached() {
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let (answering, _) = unhurried().await;
+    let silent = Fading::start();
+    for port in [silent.port, answering.port()] {
+        assert!(fetcher.get(&format!("http://h0.example:{port}/")).await.unwrap().is_ok());
+    }
+    let port = silent.port;
+    let _silence = silent.fade().await;
+    for _ in 0..3 {
+        assert!(ten(&fetcher, port).await.into_iter().all(|outcome| outcome == Ok(ConnectTimeout)));
+    }
+}
+
+/// As where rows are asked for again whose hosts were silent before.
+#[tokio::test]
+async fn silent_hosts_are_no_outage_where_nobody_answered_yet() {
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let silent = Fading::start();
+    let port = silent.port;
+    let _silence = silent.fade().await;
+    for _ in 0..3 {
+        assert!(ten(&fetcher, port).await.into_iter().all(|outcome| outcome == Ok(ConnectTimeout)));
     }
 }
 

@@ -10,6 +10,8 @@ use crate::{BreakerPolicy, Outage};
 pub(crate) enum Layer {
     Resolution,
     Connection,
+    /// Servers that say nothing at all.
+    Answer,
 }
 
 /// Counts failures in a row for each layer, and stays open once one of them was long enough. Who counts takes care that
@@ -19,6 +21,7 @@ pub(crate) struct Breaker {
     policy: BreakerPolicy,
     resolution: Mutex<Streak>,
     connection: Mutex<Streak>,
+    answer: Mutex<Streak>,
     outage: OnceLock<Outage>,
 }
 
@@ -30,7 +33,13 @@ struct Streak {
 
 impl Breaker {
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
-        Self { policy, resolution: Mutex::default(), connection: Mutex::default(), outage: OnceLock::new() }
+        Self {
+            policy,
+            resolution: Mutex::default(),
+            connection: Mutex::default(),
+            answer: Mutex::default(),
+            outage: OnceLock::new(),
+        }
     }
 
     /// # Errors
@@ -43,9 +52,18 @@ impl Breaker {
         *self.streak(layer) = Streak::default();
     }
 
+    /// Counts a failure. Enough of them are an outage.
     pub(crate) fn failed(&self, layer: Layer, host: &str) {
+        if let Some(outage) = self.suspect(layer, host) {
+            self.open(outage);
+        }
+    }
+
+    /// Counts a failure that may be the host's own. Returns what enough of them would be: an outage, if no witness says
+    /// otherwise.
+    pub(crate) fn suspect(&self, layer: Layer, host: &str) -> Option<Outage> {
         if self.policy.failures == 0 {
-            return;
+            return None;
         }
         let mut streak = self.streak(layer);
         streak.failures = streak.failures.saturating_add(1);
@@ -53,20 +71,25 @@ impl Breaker {
         if streak.hosts.len() < self.policy.hosts as usize {
             streak.hosts.insert(host.to_owned());
         }
-        let hosts = streak.hosts.len() as u32;
-        if streak.failures >= self.policy.failures && hosts >= self.policy.hosts {
-            let what = match layer {
-                Layer::Resolution => "name resolutions",
-                Layer::Connection => "connections",
-            };
-            self.outage.get_or_init(|| Outage { what, failures: streak.failures, hosts });
-        }
+        let (failures, hosts) = (streak.failures, streak.hosts.len() as u32);
+        let what = match layer {
+            Layer::Resolution => "name resolutions",
+            Layer::Connection => "connections",
+            Layer::Answer => "requests",
+        };
+        (failures >= self.policy.failures && hosts >= self.policy.hosts).then_some(Outage { what, failures, hosts })
+    }
+
+    /// Lets no request through from now on.
+    pub(crate) fn open(&self, outage: Outage) {
+        self.outage.get_or_init(|| outage);
     }
 
     fn streak(&self, layer: Layer) -> std::sync::MutexGuard<'_, Streak> {
         let streak = match layer {
             Layer::Resolution => &self.resolution,
             Layer::Connection => &self.connection,
+            Layer::Answer => &self.answer,
         };
         streak.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,6 +111,17 @@ mod tests {
         assert_eq!(outage.what, "name resolutions");
         breaker.succeeded(Layer::Resolution);
         assert_eq!(breaker.check(), Err(outage), "a run that stopped is not started again by luck");
+    }
+
+    #[test]
+    fn a_suspicion_is_no_outage_yet() {
+        let breaker = Breaker::new(BreakerPolicy { failures: 2, hosts: 2 });
+        assert_eq!(breaker.suspect(Layer::Answer, "a"), None);
+        let suspected = breaker.suspect(Layer::Answer, "b").unwrap();
+        assert_eq!((suspected.what, suspected.failures, suspected.hosts), ("requests", 2, 2));
+        assert!(breaker.check().is_ok());
+        breaker.succeeded(Layer::Answer);
+        assert_eq!(breaker.suspect(Layer::Answer, "c"), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::config::ConfigError;
 use crate::dns::{DnsCache, Lookup, ResolveError, SystemLookup};
 use crate::hosts::{HeldTooLong, Hosts, Turn};
 use crate::retry::{backoff, parse_retry_after};
+use crate::witness::Witnesses;
 use crate::{AllowList, ByteLimits, Failure, FailureClass, FetchConfig, Outage, body, robots};
 
 /// A URL's answer.
@@ -49,6 +50,7 @@ struct Shared {
     hosts: Hosts,
     budget: Budget,
     breaker: Arc<Breaker>,
+    witnesses: Witnesses,
 }
 
 impl Fetcher {
@@ -71,7 +73,7 @@ impl Fetcher {
         let clients = Clients::new(&config, &dns)?;
         let hosts = Hosts::new(config.concurrency, config.per_host, config.retry.retry_after_cap);
         let budget = Budget::new(config.bytes.max_in_flight);
-        Ok(Self(Arc::new(Shared { config, product, clients, hosts, budget, breaker })))
+        Ok(Self(Arc::new(Shared { config, product, clients, hosts, budget, breaker, witnesses: Witnesses::default() })))
     }
 
     /// Fetches one URL, waiting for its turn. Call it as often as you like at once: the limits
@@ -93,6 +95,9 @@ impl Fetcher {
                 }
                 Err(trouble) => trouble,
             };
+            if matches!(trouble.class, FailureClass::ConnectTimeout | FailureClass::FirstByteTimeout) {
+                self.0.heard_nothing(&trouble.host).await;
+            }
             // A failure that opened the breaker says nothing about its URL.
             breaker.check()?;
             let wait = backoff(&config.retry, url, attempt);
@@ -176,18 +181,21 @@ impl Shared {
             Ok(Err(error)) => {
                 match sign_of(&error) {
                     Some(Sign::Down) => self.breaker.failed(Layer::Connection, &target.host),
-                    Some(Sign::Up) => self.breaker.succeeded(Layer::Connection),
+                    Some(Sign::Up) => self.heard_something(),
                     None => {}
                 }
                 return Err(target.trouble(class_of_send_error(&error), root_cause(&error)));
             }
             Ok(Ok(response)) => response,
         };
-        self.breaker.succeeded(Layer::Connection);
+        self.heard_something();
         // The resolver let no other address through; this holds even if it ever did.
         let connected = response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr);
         if let Some(address) = connected.filter(|&address| !self.config.allow.permits(address)) {
             return Err(target.trouble(FailureClass::BlockedIp, format!("connected to {address}")));
+        }
+        if let Some(address) = connected {
+            self.witnesses.note(address);
         }
         let status = response.status();
         match status.as_u16() {
@@ -200,6 +208,28 @@ impl Shared {
             }),
         }
         .map_err(|trouble| Trouble { status: Some(status), ..trouble })
+    }
+
+    fn heard_something(&self) {
+        self.breaker.succeeded(Layer::Connection);
+        self.breaker.succeeded(Layer::Answer);
+    }
+
+    /// A host that is silent may be gone. Where many are, one after another, those that answered before are asked.
+    async fn heard_nothing(&self, host: &str) {
+        let Some(outage) = self.breaker.suspect(Layer::Answer, host) else {
+            return;
+        };
+        let _turn = self.witnesses.turn().await;
+        if self.breaker.check().is_err() {
+            return;
+        }
+        match self.witnesses.ask(self.config.timeouts.connect).await {
+            Some(false) => self.breaker.open(outage),
+            Some(true) => self.breaker.succeeded(Layer::Answer),
+            // Rows that are asked for again because their hosts were silent are expected to find them so.
+            None => {}
+        }
     }
 
     fn redirect(&self, target: &Target, response: &Response<Incoming>) -> Result<Target, Trouble> {
@@ -468,7 +498,7 @@ enum Sign {
     Down,
 }
 
-/// A refusal came over the network, and a network that cannot be reached is ours. Silence may be the host's.
+/// A refusal came over the network, and a network that cannot be reached is ours. What silence tells, [`Witnesses`] say.
 fn sign_of(error: &SendError) -> Option<Sign> {
     use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, ConnectionReset, NetworkDown, NetworkUnreachable};
     let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().filter(|e| e.raw_os_error().is_some()));

@@ -28,6 +28,7 @@ mod fetcher;
 mod hosts;
 mod retry;
 mod robots;
+mod witness;
 
 pub use address::{AllowList, is_public};
 pub use client::tls_config;

@@ -1,0 +1,60 @@
+//! Who tells silent hosts from a silent network.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::select_ok;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// So many servers that answered are remembered. That all of them fell silent by themselves is not to be believed.
+const MOST: usize = 8;
+
+/// The servers that answered last. At the end of a run only silent hosts may be left, one time-out after another; that
+/// the network is down is believed if none of these can be reached any more either.
+#[derive(Debug, Default)]
+pub(crate) struct Witnesses {
+    answered: Mutex<VecDeque<SocketAddr>>,
+    /// Held while they are asked.
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl Witnesses {
+    /// Remembers a server that answered.
+    pub(crate) fn note(&self, server: SocketAddr) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if !answered.contains(&server) {
+            answered.push_back(server);
+            if answered.len() > MOST {
+                answered.pop_front();
+            }
+        }
+    }
+
+    /// Waits until nobody else asks, and keeps others from it.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.asking.lock().await
+    }
+
+    /// Connects to all of them at once, and says nothing to any. Whether one can be reached, `None` where there are none.
+    pub(crate) async fn ask(&self, limit: Duration) -> Option<bool> {
+        let servers = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if servers.is_empty() {
+            return None;
+        }
+        let reached = servers.into_iter().map(|server| Box::pin(reached(server, limit)));
+        Some(select_ok(reached).await.is_ok())
+    }
+}
+
+/// A refusal, too, came over the network.
+async fn reached(server: SocketAddr, limit: Duration) -> Result<(), ()> {
+    match timeout(limit, TcpStream::connect(server)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(()),
+    }
+}
