@@ -9,12 +9,12 @@ use std::time::Duration;
 use fetch::FailureClass::{ConnectTimeout, DnsUnavailable};
 use fetch::{BreakerPolicy, ConfigError, FailureClass, FetchConfig, Fetcher, Lookup};
 use futures::future::{BoxFuture, join_all};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::server::{Server, ok};
+use crate::server::{Server, ok, read_head};
 use crate::{Names, config};
 
 /// How many requests a server is at, and was at the most.
@@ -251,8 +251,7 @@ impl Fading {
                     accepted = listener.accept() => accepted.unwrap(),
                     () = told.notified() => return listener,
                 };
-                let mut head = [0; 2048];
-                stream.read(&mut head).await.unwrap();
+                read_head(&mut stream).await;
                 stream.write_all(&ok(b"image")).await.unwrap();
             }
         });

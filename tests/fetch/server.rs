@@ -101,7 +101,7 @@ async fn send(mut stream: TcpStream, answer: Arc<Vec<u8>>) {
     let _ = stream.shutdown().await;
 }
 
-async fn read_head(stream: &mut TcpStream) -> String {
+pub async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).await.is_ok_and(|n| n == 1) {
