@@ -143,7 +143,8 @@ pub struct Fetch {
     /// Longest Retry-After that is waited for.
     pub max_retry_after_seconds: f64,
     /// Name resolutions or connections in a row that must fail on our side of the network, over at least `outage_hosts`
-    /// hosts, to stop the run; 0 for never.
+    /// hosts, to stop the run, or requests that get no answer while servers that answered before are silent, too; 0 for
+    /// never.
     pub outage_failures: u32,
     /// Hosts among those failures.
     pub outage_hosts: u32,

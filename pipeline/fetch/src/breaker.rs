@@ -62,15 +62,22 @@ impl Breaker {
     /// Counts a failure that may be the host's own. Returns what enough of them would be: an outage, if no witness says
     /// otherwise.
     pub(crate) fn suspect(&self, layer: Layer, host: &str) -> Option<Outage> {
-        if self.policy.failures == 0 {
-            return None;
-        }
         let mut streak = self.streak(layer);
         streak.failures = streak.failures.saturating_add(1);
         // As many hosts as the policy asks for are enough to remember.
         if streak.hosts.len() < self.policy.hosts as usize {
             streak.hosts.insert(host.to_owned());
         }
+        drop(streak);
+        self.suspicion(layer)
+    }
+
+    /// The same, without another failure.
+    pub(crate) fn suspicion(&self, layer: Layer) -> Option<Outage> {
+        if self.policy.failures == 0 {
+            return None;
+        }
+        let streak = self.streak(layer);
         let (failures, hosts) = (streak.failures, streak.hosts.len() as u32);
         let what = match layer {
             Layer::Resolution => "name resolutions",

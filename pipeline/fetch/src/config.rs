@@ -84,7 +84,8 @@ pub struct RetryPolicy {
 
 /// When the network counts as down: `failures` name resolutions or connections in a row failed on our side of it, over
 /// at least `hosts` hosts, and nothing came back from beyond. A name server that does not answer is such a failure, and
-/// so is a network without a way out; a name that does not exist and a host that refuses or keeps silent are not.
+/// so is a network without a way out; a name that does not exist and a host that refuses are not. Silent hosts are if
+/// so many requests in a row got no answer and none of the servers that answered last can be reached any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerPolicy {
     /// Failures in a row; 0 turns the breaker off.

@@ -81,7 +81,7 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the last {failures} {what}, for {hosts} hosts, all failed: is the network up?")]
 pub struct Outage {
-    /// What fails: `name resolutions` or `connections`.
+    /// What fails: `name resolutions`, `connections` or `requests`.
     pub what: &'static str,
     /// Failures in a row, without one success among them.
     pub failures: u32,

@@ -217,15 +217,19 @@ impl Shared {
 
     /// A host that is silent may be gone. Where many are, one after another, those that answered before are asked.
     async fn heard_nothing(&self, host: &str) {
-        let Some(outage) = self.breaker.suspect(Layer::Answer, host) else {
+        if self.breaker.suspect(Layer::Answer, host).is_none() {
             return;
-        };
+        }
         let _turn = self.witnesses.turn().await;
-        if self.breaker.check().is_err() {
+        // Whose turn it was before may have settled it.
+        if self.breaker.check().is_err() || self.breaker.suspicion(Layer::Answer).is_none() {
             return;
         }
         match self.witnesses.ask(self.config.timeouts.connect).await {
-            Some(false) => self.breaker.open(outage),
+            // Unless somebody answered in the meantime.
+            Some(false) => {
+                self.breaker.suspicion(Layer::Answer).into_iter().for_each(|outage| self.breaker.open(outage))
+            }
             Some(true) => self.breaker.succeeded(Layer::Answer),
             // Rows that are asked for again because their hosts were silent are expected to find them so.
             None => {}

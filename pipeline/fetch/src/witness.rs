@@ -26,11 +26,10 @@ impl Witnesses {
     /// Remembers a server that answered.
     pub(crate) fn note(&self, server: SocketAddr) {
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        if !answered.contains(&server) {
-            answered.push_back(server);
-            if answered.len() > MOST {
-                answered.pop_front();
-            }
+        answered.retain(|&other| other != server);
+        answered.push_back(server);
+        if answered.len() > MOST {
+            answered.pop_front();
         }
     }
 
@@ -50,11 +49,15 @@ impl Witnesses {
     }
 }
 
-/// A refusal, too, came over the network.
+/// Only what tells of no way to a server is silence: a refusal came over the network, and want of files or ports is this
+/// process's own.
 async fn reached(server: SocketAddr, limit: Duration) -> Result<(), ()> {
+    use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
     match timeout(limit, TcpStream::connect(server)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(()),
+        Ok(Err(error)) if matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut) => {
+            Err(())
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(()),
     }
 }

@@ -20,6 +20,7 @@ const PATCH: i64 = SIDE / 2;
 /// Streams of random numbers for captions and for references.
 const CAPTIONS: u64 = 200;
 const REFERENCES: u64 = 201;
+
 /// Captions with the scenes that they describe, and the probe.
 pub struct DemoExam {
     scenes: Vec<Scene>,
@@ -86,7 +87,13 @@ impl Exam for DemoExam {
     }
 
     fn conditions(&self) -> Value {
-        json!({ "probe": self.probe_hash, "captions": self.captions, "references": self.references, "lot": self.lot })
+        let mut conditions =
+            json!({ "probe": self.probe_hash, "captions": self.captions, "references": self.references });
+        // Parts of before there were lots are of the first.
+        if self.lot != 0 {
+            conditions["lot"] = self.lot.into();
+        }
+        conditions
     }
 }
 

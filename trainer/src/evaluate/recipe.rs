@@ -9,7 +9,7 @@ use crate::probe::FEATURES;
 use crate::schedulers::{PredictionType, Sampler, TimestepSpacing};
 use crate::{Error, Result};
 
-/// What is measured, and on how much. Every key but the contenders is required: a recipe is a document.
+/// What is measured, and on how much. Every key but the contenders and the demo's lot is required: a recipe is a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateRecipe {

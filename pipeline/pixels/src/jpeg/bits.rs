@@ -89,9 +89,9 @@ impl<'a> Bits<'a> {
 
 /// Entropy-coded data without its byte stuffing.
 pub(super) struct Entropy {
-    pub(super) bytes: Vec<u8>,
+    bytes: Vec<u8>,
     /// Start and end of what lies between restart markers.
-    pub(super) segments: Vec<(usize, usize)>,
+    segments: Vec<(usize, usize)>,
     /// The coded bytes, stuffing and restart markers included.
     pub(super) coded_bytes: usize,
     /// The marker that ended it.

@@ -1,5 +1,8 @@
 //! Huffman codes: one of up to 11 bits is found with one look in a table, which also tells how
-//! many bits its value has, and nothing on the way from one code to the next waits for a value.
+//! many bits its value has, and nothing on the way from one code to the next waits for a value. A
+//! second table has the values, too: most looks in it give two coefficients at once.
+
+use std::cell::OnceCell;
 
 /// Bits that are looked up at once.
 const LOOK: u32 = 11;
@@ -59,8 +62,8 @@ pub(super) const END_OF_BLOCK: u8 = 64;
 pub(super) struct Huffman {
     /// The code at the head of each [`LOOK`] bits, if it is no longer than that.
     short: Box<[Code; 1 << LOOK]>,
-    /// What the same bits show of AC coefficients with their values.
-    looks: Box<[Look; 1 << LOOK]>,
+    /// Made when a scan first asks for it: a file may hold many more tables than it uses.
+    looks: OnceCell<Looks>,
     /// Longer codes: the code in the highest bits of 16, and what stands behind it, ascending.
     long: Vec<(u16, Code)>,
 }
@@ -96,17 +99,13 @@ impl Huffman {
                 next += step;
             }
         }
-        let mut looks = Box::new([Look::NOTHING; 1 << LOOK]);
-        if is_ac {
-            looks.iter_mut().enumerate().for_each(|(head, look)| *look = Look::at(head, &short));
-        }
-        Some(Self { short, looks, long })
+        Some(Self { short, looks: OnceCell::new(), long })
     }
 
-    /// What a look at the head of the bits shows.
+    /// What one look shows of AC coefficients with their values.
     #[inline(always)]
-    pub(super) fn look(&self, buffer: u64) -> Look {
-        self.looks[(buffer >> (64 - LOOK)) as usize]
+    pub(super) fn looks(&self) -> &Looks {
+        self.looks.get_or_init(|| Looks::new(&self.short))
     }
 
     /// The code at the head of the bits.
@@ -121,6 +120,24 @@ impl Huffman {
         let head = (buffer >> 48) as u16;
         let (first, code) = self.long[..self.long.partition_point(|&(first, _)| first <= head)].last()?;
         (head - first < 1 << (16 - code.bits())).then_some(*code)
+    }
+}
+
+/// What each [`LOOK`] bits show.
+pub(super) struct Looks(Box<[Look; 1 << LOOK]>);
+
+impl Looks {
+    #[cold]
+    fn new(short: &[Code; 1 << LOOK]) -> Self {
+        let mut looks = Box::new([Look::NOTHING; 1 << LOOK]);
+        looks.iter_mut().enumerate().for_each(|(head, look)| *look = Look::at(head, short));
+        Self(looks)
+    }
+
+    /// What the head of the bits shows.
+    #[inline(always)]
+    pub(super) fn at(&self, buffer: u64) -> Look {
+        self.0[(buffer >> (64 - LOOK)) as usize]
     }
 }
 
@@ -155,7 +172,8 @@ impl Look {
             let plain = head >> (LOOK - passed - code.all_bits()) & ((1 << code.value_bits()) - 1);
             extended(plain as i32, code.value_bits()) as i16
         };
-        let Some(code_1) = code(0).filter(|code| code.run() < usize::from(END_OF_BLOCK)) else {
+        let has_value = |code: &Code| code.value_bits() > 0 && code.run() < usize::from(END_OF_BLOCK);
+        let Some(code_1) = code(0).filter(has_value) else {
             return Self::NOTHING;
         };
         let first = value(0, code_1);
@@ -168,8 +186,7 @@ impl Look {
         match code_2.run() as u8 {
             END_OF_BLOCK => Self { next: END_OF_BLOCK, bits, ..look },
             // Ends of several blocks, and sixteen zeros, which a progressive scan may let pass the last coefficient.
-            _ if code_2.value_bits() == 0 => look,
-            run if run > END_OF_BLOCK => look,
+            _ if !has_value(&code_2) => look,
             run => Self { step: run + 1, next: run + 2, bits, second: value(code_1.all_bits(), code_2), ..look },
         }
     }
@@ -198,9 +215,10 @@ mod tests {
                 let code = table.code(bits.ahead());
                 code.map(|code| (code, bits.take(code)))
             };
-            let look = table.look(buffer);
+            let look = table.looks().at(buffer);
             let (one, two) = (code(), code());
-            let Some((one, value)) = one.filter(|(code, _)| code.run() < 64 && code.all_bits() <= LOOK) else {
+            let has_value = |code: &Code| code.run() < 64 && code.value_bits() > 0;
+            let Some((one, value)) = one.filter(|(code, _)| has_value(code) && code.all_bits() <= LOOK) else {
                 assert_eq!(look.run, END_OF_BLOCK, "{head:b}");
                 continue;
             };
@@ -208,9 +226,7 @@ mod tests {
             let shown = two.filter(|(code, _)| one.all_bits() + code.all_bits() <= LOOK);
             let (step, next, bits, second) = match shown {
                 Some((two, _)) if two.run() == 64 => (0, 64, two.all_bits(), value),
-                Some((two, second)) if two.value_bits() > 0 && two.run() < 64 => {
-                    (two.run() + 1, two.run() + 2, two.all_bits(), second)
-                }
+                Some((two, second)) if has_value(&two) => (two.run() + 1, two.run() + 2, two.all_bits(), second),
                 _ => (0, 1, 0, value),
             };
             twos += u32::from(step > 0);

@@ -303,12 +303,13 @@ impl Block<'_> {
             state.ended_blocks -= 1;
             return Some(());
         }
+        let looks = table.looks();
         let mut k = first;
         while k <= last {
             // 56 bits are enough for so many looks.
             bits.refill();
             for _ in 0..LOOKS {
-                let look = table.look(bits.ahead());
+                let look = looks.at(bits.ahead());
                 let place = k + usize::from(look.run);
                 if place >= last {
                     // The last coefficient, after which no code follows, or what one look does not show.

@@ -21,7 +21,7 @@ fn cleared(mut bits: u64, n: u32) -> u64 {
     bits & bits.wrapping_neg()
 }
 
-// With BMI2, which all processors with AVX2 that this level stands for have, in one instruction.
+// With BMI2, which all processors with AVX2 that this level stands for have, without a branch.
 #[cfg(target_arch = "x86_64")]
 fearless_simd::kernel!(
     #[inline(always)]

@@ -137,12 +137,13 @@ impl Component {
         if KEPT {
             block[0] = *prediction as i16;
         }
+        let looks = self.ac.looks();
         let mut k = 1;
         loop {
             // 56 bits are enough for so many looks.
             bits.refill();
             for _ in 0..LOOKS {
-                let look = self.ac.look(bits.ahead());
+                let look = looks.at(bits.ahead());
                 let first = k + usize::from(look.run);
                 if first >= 63 {
                     // The last coefficient, after which no code follows, or what one look does not show.
