@@ -65,6 +65,8 @@ impl Write for AtomicFile {
         self.unflushed += written;
         if self.unflushed >= FLUSH_EVERY {
             self.file.sync_data()?;
+            // What is on disk is not read again soon, and its memory serves the next bytes. It is advice: no failure.
+            let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
             self.unflushed = 0;
         }
         Ok(written)
