@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -195,8 +195,8 @@ impl Request {
             }
             Some(Answer::Stall { body }) => {
                 self.send_half(stream, site, body).await?;
-                // Ends early when the client gives up.
-                let _ = tokio::time::timeout(PATIENCE, stream.readable()).await;
+                // Ends early when the client gives up. That the stream was readable once may still be said of its request.
+                let _ = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await;
                 Ok(After::Close)
             }
             Some(Answer::Flood { announced }) => {
