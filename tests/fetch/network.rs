@@ -275,6 +275,13 @@ impl Fading {
     }
 }
 
+/// A fetcher to which ten requests without an answer are suspicious, and all names this machine's.
+fn suspicious() -> Fetcher {
+    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
+    let names = Arc::new(Switchable(AtomicBool::new(true)));
+    Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap()
+}
+
 /// Ten hosts at a port, all at once.
 async fn ten(fetcher: &Fetcher, port: u16) -> Vec<Result<FailureClass, fetch::Outage>> {
     let outcomes = join_all((0..10).map(|i| {
@@ -286,9 +293,7 @@ async fn ten(fetcher: &Fetcher, port: u16) -> Vec<Result<FailureClass, fetch::Ou
 
 #[tokio::test]
 async fn a_network_that_falls_silent_is_an_outage() {
-    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
-    let names = Arc::new(Switchable(AtomicBool::new(true)));
-    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let fetcher = suspicious();
     let server = Fading::start();
     let port = server.port;
     assert!(fetcher.get(&format!("http://h0.example:{port}/")).await.unwrap().is_ok());
@@ -302,9 +307,7 @@ async fn a_network_that_falls_silent_is_an_outage() {
 /// As at the end of a run, when only they are left.
 #[tokio::test]
 async fn silent_hosts_are_no_outage_while_others_can_be_reached() {
-    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
-    let names = Arc::new(Switchable(AtomicBool::new(true)));
-    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let fetcher = suspicious();
     let (answering, _) = unhurried().await;
     let silent = Fading::start();
     for port in [silent.port, answering.port()] {
@@ -320,9 +323,7 @@ async fn silent_hosts_are_no_outage_while_others_can_be_reached() {
 /// As where rows are asked for again whose hosts were silent before.
 #[tokio::test]
 async fn silent_hosts_are_no_outage_where_nobody_answered_yet() {
-    let breaker = BreakerPolicy { failures: 10, hosts: 5 };
-    let names = Arc::new(Switchable(AtomicBool::new(true)));
-    let fetcher = Fetcher::with_lookup(FetchConfig { breaker, ..config() }, names).unwrap();
+    let fetcher = suspicious();
     let silent = Fading::start();
     let port = silent.port;
     let _silence = silent.fade().await;
