@@ -22,6 +22,7 @@ export STEPDOWN_CACHE LIBTORCH
 clone := $(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 export CARGO_BUILD_BUILD_DIR := $(STEPDOWN_CACHE)/build
 export CARGO_TARGET_DIR := $(STEPDOWN_CACHE)/clones/$(clone)
+export RUSTC_WORKSPACE_WRAPPER := $(CURDIR)/scripts/rustc.sh
 bin := $(CARGO_TARGET_DIR)/release
 cargo_deny := $(STEPDOWN_CACHE)/tools/bin/cargo-deny
 
@@ -104,8 +105,9 @@ test: build ## all tests: units, programs from outside, and the road twice
 bench: setup ## the kernels' benchmarks
 	@cargo bench --locked --workspace
 
+# Clippy takes the wrapper's place; an argument of each clone's own keeps it from another's findings.
 lint: setup ## formatting, clippy and dependency checks, warnings as errors
 	@cargo fmt --all --check
-	@cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --release --locked --workspace --all-targets -- -D warnings --cfg 'clone="$(clone)"'
 	@[ -x '$(cargo_deny)' ] || cargo install --quiet --locked --debug --root '$(STEPDOWN_CACHE)/tools' cargo-deny@0.20.2
 	@'$(cargo_deny)' --log-level error --locked --offline check bans licenses sources

@@ -35,6 +35,41 @@ fn make_demo_walks_the_road_and_the_second_time_does_nothing() {
     assert!(changed.is_empty(), "a second `make demo` changed {changed:?}");
 }
 
+/// Clones share what Cargo keeps between builds, and a clone's sources may be older than another's build.
+#[test]
+fn a_clone_builds_its_own_programs_beside_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let clones = ["one", "two"].map(|name| folder.path().join(name));
+    for clone in &clones {
+        small_clone(clone);
+    }
+    for clone in &clones {
+        let cache = format!("STEPDOWN_CACHE={}", cache.display());
+        succeed(make_in(clone).args(["build", &cache]).output().expect("make is installed"));
+    }
+    let programs = fs::read_dir(cache.join("clones")).unwrap().map(|clone| clone.unwrap().path().join("release/toy"));
+    let said = programs.map(|program| String::from_utf8(Command::new(program).output().unwrap().stdout).unwrap());
+    assert_eq!(said.collect::<BTreeSet<_>>(), BTreeSet::from(clones.map(|clone| clone.display().to_string())));
+}
+
+/// This project's Makefile and scripts around a program that says where it was built.
+fn small_clone(folder: &Path) {
+    let project = repository();
+    fs::create_dir_all(folder.join("scripts")).unwrap();
+    fs::create_dir(folder.join("src")).unwrap();
+    fs::copy(project.join("Makefile"), folder.join("Makefile")).unwrap();
+    for script in fs::read_dir(project.join("scripts")).unwrap() {
+        let script = script.unwrap();
+        fs::copy(script.path(), folder.join("scripts").join(script.file_name())).unwrap();
+    }
+    let package = "[package]\nname = \"toy\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n";
+    fs::write(folder.join("Cargo.toml"), package).unwrap();
+    fs::write(folder.join("Cargo.lock"), "version = 4\n[[package]]\nname = \"toy\"\nversion = \"0.1.0\"\n").unwrap();
+    let source = format!("fn main() {{ print!(\"{{}}\", {:?}) }}\n", folder.display().to_string());
+    fs::write(folder.join("src/main.rs"), source).unwrap();
+}
+
 /// Every row of the tables has one fate, the counts add up, and every shard verifies. The samples by key.
 fn check_curated(folder: &Path) -> BTreeMap<String, Sample> {
     let index: Index<Value> = Index::load(folder, "stepdown-curated", 1).unwrap().unwrap();
@@ -156,19 +191,25 @@ fn refused(program: &str, manifest: &Path, run: &Path, arguments: &[&str], word:
 }
 
 fn make(manifest: &Path, run: &Path, port: u16, targets: &[&str]) -> Output {
-    let mut command = Command::new("make");
-    command.arg("-C").arg(repository()).args(targets);
+    let mut command = make_in(&repository());
+    command.args(targets);
     command.arg(format!("MANIFEST={}", manifest.display()));
     command.arg(format!("RUN={}", run.display())).arg(format!("DEMO_PORT={port}"));
     // The pictures beside the usual ones are there for the students' quality alone.
     command.arg("DEMO_MORE=0");
+    command.output().expect("make is installed")
+}
+
+fn make_in(folder: &Path) -> Command {
+    let mut command = Command::new("make");
+    command.arg("-C").arg(folder);
     // What make and cargo told this test about themselves is not meant for a make of its own.
     for (name, _) in std::env::vars()
         .filter(|(name, _)| ["MAKE", "CARGO_PKG", "CARGO_MANIFEST"].iter().any(|own| name.starts_with(own)))
     {
         command.env_remove(name);
     }
-    command.output().expect("make is installed")
+    command
 }
 
 fn succeed(output: Output) {
