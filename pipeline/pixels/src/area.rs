@@ -1,7 +1,7 @@
 //! Shrinking by exact area average, in floating point: what is measured must not be rounded to
 //! eight bits or depend on a resampling filter's lobes.
 
-use fearless_simd::{Simd, f32x4, prelude::*};
+use fearless_simd::{Simd, f32x4, f32x8, prelude::*};
 
 /// Shrinks `samples`, rows of `from.0`, to the size `to`, as [`Shrink`] does.
 #[cfg(test)]
@@ -9,13 +9,17 @@ pub(crate) fn shrink(samples: &[u8], from: (usize, usize), to: (usize, usize)) -
     assert_eq!(samples.len(), from.0 * from.1);
     let mut shrink = Shrink::new(from, to);
     let mut shrunk = Vec::with_capacity(to.0 * to.1);
-    for row in samples.chunks_exact(from.0) {
+    // In lots of three rows, which fit no span.
+    for rows in samples.chunks(3 * from.0) {
         fearless_simd::dispatch!(fearless_simd::Level::new(), simd => {
-            shrunk.extend(shrink.push(simd, row).into_iter().flatten());
+            shrink.push(simd, rows, |row| shrunk.extend_from_slice(row));
         });
     }
     shrunk
 }
+
+/// Rows that are added to the sums in one pass over them.
+const AT_ONCE: usize = 4;
 
 /// Shrinks an image that is given row by row: each target sample is the mean over the area it covers, samples on its
 /// edge weighed by the part that is covered.
@@ -36,7 +40,7 @@ pub(crate) struct Shrink {
 
 /// What becomes of a row.
 enum Columns {
-    Taps(Vec<Tap>),
+    Taps(Taps),
     Spans(Vec<Span>),
 }
 
@@ -49,11 +53,10 @@ impl Shrink {
         let ((width, height), (to_width, to_height)) = (from, to);
         assert!((1..=width).contains(&to_width) && (1..=height).contains(&to_height), "shrink enlarges nothing");
         let spans: Vec<Span> = (0..to_width).map(|x| Span::new(x, width, to_width)).collect();
-        let taps: Option<Vec<Tap>> = spans.iter().map(|span| span.tap(width)).collect();
         Self {
             height,
             to_height,
-            columns: taps.map_or(Columns::Spans(spans), Columns::Taps),
+            columns: Taps::of(&spans, width).map_or(Columns::Spans(spans), Columns::Taps),
             next: 0,
             target: 0,
             span: Span::new(0, height, to_height),
@@ -62,42 +65,53 @@ impl Shrink {
         }
     }
 
-    /// Takes the next row. Returns the target row that it completes.
+    /// Takes the next rows, one after another, and passes on each target row that they complete.
     ///
     /// # Panics
-    /// If the row has another length, or there was a last one.
+    /// If they are no whole rows, or more than the image has.
     #[inline(always)]
-    pub(crate) fn push<S: Simd, T: Copy + Into<f32>>(&mut self, simd: S, row: &[T]) -> Option<&[f32]> {
-        assert!(row.len() == self.sums.len() && self.next < self.height, "a row of the image");
-        let y = self.next;
-        self.next += 1;
-        add(&mut self.sums, row, self.span.weight(y), y == self.span.first);
-        if y < self.span.last {
-            return None;
-        }
-        self.columns.weigh(simd, &self.sums, &mut self.row);
-        self.target += 1;
-        if self.target < self.to_height {
-            self.span = Span::new(self.target, self.height, self.to_height);
-            if y == self.span.first {
-                add(&mut self.sums, row, self.span.weight(y), true);
+    pub(crate) fn push<S: Simd, T: Copy + Into<f32>>(&mut self, simd: S, rows: &[T], mut pass_on: impl FnMut(&[f32])) {
+        let width = self.sums.len();
+        let (begin, end) = (self.next, self.next + rows.len() / width);
+        assert!(rows.len().is_multiple_of(width) && end <= self.height, "rows of the image");
+        self.next = end;
+        while self.target < self.to_height {
+            let span = &self.span;
+            let (mut y, span_end) = (span.first.max(begin), (span.last + 1).min(end));
+            while y < span_end {
+                let (count, begins) = ((span_end - y).min(AT_ONCE), y == span.first);
+                let some = &rows[(y - begin) * width..(y - begin + count) * width];
+                let weights = std::array::from_fn(|i| span.weight(y + i));
+                match count {
+                    1 => add::<_, 1>(&mut self.sums, some, weights, begins),
+                    2 => add::<_, 2>(&mut self.sums, some, weights, begins),
+                    3 => add::<_, 3>(&mut self.sums, some, weights, begins),
+                    _ => add::<_, AT_ONCE>(&mut self.sums, some, weights, begins),
+                }
+                y += count;
             }
+            if span.last >= end {
+                return;
+            }
+            self.columns.weigh(simd, &self.sums, &mut self.row);
+            pass_on(&self.row);
+            self.target += 1;
+            self.span = Span::new(self.target, self.height, self.to_height);
         }
-        Some(&self.row)
     }
 }
 
-/// Adds a weighed row to sums, or begins them.
+/// Adds `N` weighed rows to sums, one after the other, or begins the sums with them.
 #[inline(always)]
-fn add<T: Copy + Into<f32>>(sums: &mut [f32], row: &[T], weight: f32, begins: bool) {
-    if begins {
-        for (sum, &sample) in sums.iter_mut().zip(row) {
-            *sum = sample.into() * weight;
+fn add<T: Copy + Into<f32>, const N: usize>(sums: &mut [f32], rows: &[T], weights: [f32; AT_ONCE], begins: bool) {
+    let width = sums.len();
+    let rows: [&[T]; N] = std::array::from_fn(|i| &rows[i * width..][..width]);
+    for x in 0..width {
+        let mut sum = if begins { 0.0 } else { sums[x] };
+        for (row, weight) in rows.iter().zip(weights) {
+            sum += row[x].into() * weight;
         }
-    } else {
-        for (sum, &sample) in sums.iter_mut().zip(row) {
-            *sum += sample.into() * weight;
-        }
+        sums[x] = sum;
     }
 }
 
@@ -105,16 +119,7 @@ impl Columns {
     #[inline(always)]
     fn weigh<S: Simd>(&self, simd: S, samples: &[f32], row: &mut [f32]) {
         match self {
-            Self::Taps(taps) => {
-                let (fours, rest) = taps.as_chunks::<4>();
-                let (outs, rest_out) = row.as_chunks_mut::<4>();
-                for (taps, out) in fours.iter().zip(outs) {
-                    weigh_four(simd, taps, samples).store_slice(out);
-                }
-                for (tap, out) in rest.iter().zip(rest_out) {
-                    *out = tap.weigh(samples);
-                }
-            }
+            Self::Taps(taps) => taps.weigh(simd, samples, row),
             Self::Spans(spans) => {
                 for (span, out) in spans.iter().zip(row) {
                     *out = span.weigh(samples);
@@ -124,16 +129,58 @@ impl Columns {
     }
 }
 
-/// What [`Tap::weigh`] gives for each of four.
+/// Spans as weights of four samples in a row each: where an image is shrunk to a third or less far, four are enough,
+/// and are faster.
+struct Taps {
+    firsts: Vec<usize>,
+    weights: Vec<[f32; 4]>,
+}
+
+impl Taps {
+    /// Of spans along `width` samples, if none covers more than four.
+    fn of(spans: &[Span], width: usize) -> Option<Self> {
+        let limit = width.checked_sub(4)?;
+        let firsts: Vec<usize> = spans.iter().map(|span| span.first.min(limit)).collect();
+        let are_enough = spans.iter().zip(&firsts).all(|(span, first)| span.last < first + 4);
+        let weights = |(span, first): (&Span, &usize)| std::array::from_fn(|i| span.weight(first + i));
+        let weights = spans.iter().zip(&firsts).map(weights).collect();
+        are_enough.then_some(Self { firsts, weights })
+    }
+
+    #[inline(always)]
+    fn weigh<S: Simd>(&self, simd: S, samples: &[f32], row: &mut [f32]) {
+        let (firsts, rest) = self.firsts.as_chunks::<8>();
+        let (weights, rest_weights) = self.weights.as_chunks::<8>();
+        let (outs, rest_out) = row.as_chunks_mut::<8>();
+        for ((firsts, weights), out) in firsts.iter().zip(weights).zip(outs) {
+            weigh_eight(simd, firsts, weights, samples).store_slice(out);
+        }
+        for ((&first, weights), out) in rest.iter().zip(rest_weights).zip(rest_out) {
+            let weighed: [f32; 4] = std::array::from_fn(|i| samples[first + i] * weights[i]);
+            *out = (weighed[0] + weighed[1]) + (weighed[2] + weighed[3]);
+        }
+    }
+}
+
+/// Of each of eight, the sum of four weighed samples from the first on.
 #[inline(always)]
-fn weigh_four<S: Simd>(simd: S, taps: &[Tap; 4], samples: &[f32]) -> f32x4<S> {
-    let [a, b, c, d] = taps;
-    let (a, b) = (a.weighed(simd, samples), b.weighed(simd, samples));
-    let (c, d) = (c.weighed(simd, samples), d.weighed(simd, samples));
+fn weigh_eight<S: Simd>(simd: S, firsts: &[usize; 8], weights: &[[f32; 4]; 8], samples: &[f32]) -> f32x8<S> {
+    let weighed = |at: usize| weigh_two(simd, [firsts[at], firsts[at + 1]], &weights[at..at + 2], samples);
     // First the sums of neighbours, then those of what that gave.
-    let (ab, cd) = (simd.unzip_low_f32x4(a, b), simd.unzip_low_f32x4(c, d));
-    let (ab, cd) = (ab + simd.unzip_high_f32x4(a, b), cd + simd.unzip_high_f32x4(c, d));
-    simd.unzip_low_f32x4(ab, cd) + simd.unzip_high_f32x4(ab, cd)
+    let left = add_neighbours(simd, weighed(0), weighed(2));
+    let right = add_neighbours(simd, weighed(4), weighed(6));
+    add_neighbours(simd, left, right)
+}
+
+#[inline(always)]
+fn weigh_two<S: Simd>(simd: S, [a, b]: [usize; 2], weights: &[[f32; 4]], samples: &[f32]) -> f32x8<S> {
+    let (a, b) = (f32x4::from_slice(simd, &samples[a..a + 4]), f32x4::from_slice(simd, &samples[b..b + 4]));
+    simd.combine_f32x4(a, b) * f32x8::from_slice(simd, weights.as_flattened())
+}
+
+#[inline(always)]
+fn add_neighbours<S: Simd>(simd: S, a: f32x8<S>, b: f32x8<S>) -> f32x8<S> {
+    simd.unzip_low_f32x8(a, b) + simd.unzip_high_f32x8(a, b)
 }
 
 /// The source samples under one target sample, along one axis. The weights sum to 1; where
@@ -175,37 +222,10 @@ impl Span {
         }
     }
 
-    /// The same as weights of four samples, of `width`, if it covers no more.
-    fn tap(&self, width: usize) -> Option<Tap> {
-        let first = self.first.min(width.checked_sub(4)?);
-        (self.last < first + 4).then(|| Tap { first, weights: std::array::from_fn(|i| self.weight(first + i)) })
-    }
-
     fn weigh(&self, samples: &[f32]) -> f32 {
         let edges = samples[self.first] * self.first_weight + samples[self.last] * self.last_weight;
         let inner: f32 = if self.last > self.first { samples[self.first + 1..self.last].iter().sum() } else { 0.0 };
         edges + inner * self.inner_weight
-    }
-}
-
-/// Weights of four samples in a row: where an image is shrunk to a third or less far, they are enough, and are
-/// faster than a [`Span`].
-struct Tap {
-    first: usize,
-    weights: [f32; 4],
-}
-
-impl Tap {
-    #[inline(always)]
-    fn weighed<S: Simd>(&self, simd: S, samples: &[f32]) -> f32x4<S> {
-        f32x4::from_slice(simd, &samples[self.first..self.first + 4]) * f32x4::simd_from(simd, self.weights)
-    }
-
-    #[inline(always)]
-    fn weigh(&self, samples: &[f32]) -> f32 {
-        let four: &[f32; 4] = samples[self.first..].first_chunk().expect("four samples from the first on");
-        let weighed: [f32; 4] = std::array::from_fn(|i| four[i] * self.weights[i]);
-        (weighed[0] + weighed[1]) + (weighed[2] + weighed[3])
     }
 }
 

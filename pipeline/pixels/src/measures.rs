@@ -23,7 +23,7 @@ impl Measures {
     }
 }
 
-/// The same of an image whose rows come one by one: no plane of it is ever made.
+/// The same of an image whose rows come one after another: no plane of it is ever made.
 pub(crate) struct OfRows {
     sharpness: Measuring,
     hash: Hashing,
@@ -36,12 +36,12 @@ impl OfRows {
         Self { sharpness: Measuring::new(size), hash: Hashing::new(size), level: Level::new() }
     }
 
-    /// Takes the next row of luma.
-    pub(crate) fn push(&mut self, row: &[u8]) {
+    /// Takes the next rows of luma, one after another.
+    pub(crate) fn push(&mut self, rows: &[u8]) {
         let (sharpness, hash) = (&mut self.sharpness, &mut self.hash);
         dispatch!(self.level, simd => {
-            sharpness.push(simd, row);
-            hash.push(simd, row);
+            sharpness.push(simd, rows);
+            hash.push(simd, rows);
         });
     }
 

@@ -39,7 +39,7 @@ impl std::fmt::Display for PerceptualHash {
 pub fn perceptual_hash(luma: &Luma) -> PerceptualHash {
     let size = (luma.width() as usize, luma.height() as usize);
     let mut hashing = Hashing::new(size);
-    dispatch!(Level::new(), simd => luma.samples().chunks_exact(size.0).for_each(|row| hashing.push(simd, row)));
+    dispatch!(Level::new(), simd => hashing.push(simd, luma.samples()));
     hashing.finish()
 }
 
@@ -57,15 +57,14 @@ impl Hashing {
         Self { shrink: Shrink::new((width, height), size), size, small: Vec::with_capacity(SIDE * SIDE) }
     }
 
-    /// Takes the next row.
+    /// Takes the next rows, one after another.
     ///
     /// # Panics
     /// As [`Shrink::push`].
     #[inline(always)]
-    pub(crate) fn push<S: Simd>(&mut self, simd: S, row: &[u8]) {
-        if let Some(row) = self.shrink.push(simd, row) {
-            self.small.extend_from_slice(row);
-        }
+    pub(crate) fn push<S: Simd>(&mut self, simd: S, rows: &[u8]) {
+        let Self { shrink, small, .. } = self;
+        shrink.push(simd, rows, |row| small.extend_from_slice(row));
     }
 
     /// The hash, after the last row.

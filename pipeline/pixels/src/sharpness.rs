@@ -28,6 +28,9 @@ const TILE_SIDE: usize = 64;
 /// The part of the tiles that score no higher than [`Sharpness::tile`].
 const TILE_PERCENTILE: f64 = 0.9;
 
+/// Rows that are measured in one pass over the sums.
+const AT_ONCE: usize = 4;
+
 /// A variance that flat planes may have from rounding in `f32`; one sample of a tile that is one
 /// level off gives a hundred times as much.
 const ROUNDING: f64 = 1e-5;
@@ -61,7 +64,7 @@ pub fn sharpness(luma: &Luma) -> Sharpness {
 fn measure<S: Simd>(simd: S, luma: &Luma) -> Sharpness {
     let size = (luma.width() as usize, luma.height() as usize);
     let mut measuring = Measuring::new(size);
-    luma.samples().chunks_exact(size.0).for_each(|row| measuring.push(simd, row));
+    measuring.push(simd, luma.samples());
     measuring.finish()
 }
 
@@ -89,18 +92,27 @@ impl Measuring {
         }
     }
 
-    /// Takes the next row.
+    /// Takes the next rows, one after another.
     ///
     /// # Panics
     /// As [`Shrink::push`].
     #[inline(always)]
-    pub(crate) fn push<S: Simd>(&mut self, simd: S, row: &[u8]) {
-        if let Some(row) = self.to_fine.push(simd, row) {
-            self.fine.push(row);
-            if let Some(row) = self.to_fixed.push(simd, row) {
-                self.fixed.push(row);
-            }
-        }
+    pub(crate) fn push<S: Simd>(&mut self, simd: S, rows: &[u8]) {
+        let Self { to_fine, fine, to_fixed, fixed, .. } = self;
+        to_fine.push(
+            simd,
+            rows,
+            #[inline(always)]
+            |row| {
+                fine.push(row);
+                to_fixed.push(
+                    simd,
+                    row,
+                    #[inline(always)]
+                    |row| fixed.push(row),
+                );
+            },
+        );
     }
 
     /// The scores, after the last row.
@@ -156,10 +168,9 @@ struct Tiles {
     down: usize,
     /// One of each tile, rows from the top.
     moments: Vec<Moments>,
-    /// The last two rows, the older first, and how many there were.
-    above: Vec<f32>,
-    middle: Vec<f32>,
-    rows: usize,
+    /// The last rows, of which the inner ones were not measured yet, and how many there were in all.
+    rows: Vec<f32>,
+    seen: usize,
     /// Sum and sum of squares along each column of the present row of tiles, and how many values.
     sums: Vec<f64>,
     squares: Vec<f64>,
@@ -178,9 +189,8 @@ impl Tiles {
             edges: (0..=across).map(|i| i * valid(width) / across).collect(),
             down,
             moments: if is_empty { Vec::new() } else { Vec::with_capacity(across * down) },
-            above: vec![0.0; width],
-            middle: vec![0.0; width],
-            rows: 0,
+            rows: Vec::with_capacity(width * (AT_ONCE + 2)),
+            seen: 0,
             sums: vec![0.0; valid(width)],
             squares: vec![0.0; valid(width)],
             count: 0,
@@ -189,20 +199,31 @@ impl Tiles {
 
     /// Takes the next row.
     #[inline(always)]
-    fn push(&mut self, below: &[f32]) {
-        self.rows += 1;
-        if self.rows > 2 && !self.sums.is_empty() {
-            add_laplacian([&self.above, &self.middle, below], &mut self.sums, &mut self.squares);
-            self.count += 1;
-            // The row of tiles whose rows y * down / height .. hold this one, and the one of the next.
-            let y = self.rows - 3;
-            let tiles = |y: usize| ((y + 1) * self.down - 1) / self.height;
-            if y + 1 == self.height || tiles(y) != tiles(y + 1) {
-                self.end_tiles();
-            }
+    fn push(&mut self, row: &[f32]) {
+        if self.sums.is_empty() {
+            return;
         }
-        std::mem::swap(&mut self.above, &mut self.middle);
-        self.middle.copy_from_slice(below);
+        self.rows.extend_from_slice(row);
+        self.seen += 1;
+        let Some(y) = self.seen.checked_sub(3) else { return };
+        // The row of tiles whose rows y * down / height .. hold this one, and the one of the next.
+        let tiles = |y: usize| ((y + 1) * self.down - 1) / self.height;
+        let is_last = y + 1 == self.height || tiles(y) != tiles(y + 1);
+        let inner = self.rows.len() / row.len() - 2;
+        if is_last || inner == AT_ONCE {
+            let Self { rows, sums, squares, .. } = self;
+            match inner {
+                1 => add_laplacian::<1>(rows, sums, squares),
+                2 => add_laplacian::<2>(rows, sums, squares),
+                3 => add_laplacian::<3>(rows, sums, squares),
+                _ => add_laplacian::<AT_ONCE>(rows, sums, squares),
+            }
+            self.count += inner;
+            self.rows.drain(..inner * row.len());
+        }
+        if is_last {
+            self.end_tiles();
+        }
     }
 
     /// Ends the present row of tiles.
@@ -221,16 +242,21 @@ impl Tiles {
     }
 }
 
-/// Adds the Laplacian `[0 1 0; 1 -4 1; 0 1 0]` along the middle of three rows to sums of it and of its square.
+/// Adds the Laplacian `[0 1 0; 1 -4 1; 0 1 0]` along `N` rows, which lie between two others, to sums of it and of its
+/// square.
 #[inline(always)]
-fn add_laplacian([above, row, below]: [&[f32]; 3], sums: &mut [f64], squares: &mut [f64]) {
+fn add_laplacian<const N: usize>(rows: &[f32], sums: &mut [f64], squares: &mut [f64]) {
     let n = sums.len();
-    let (left, middle, right) = (&row[..n], &row[1..=n], &row[2..n + 2]);
-    let (above, below, squares) = (&above[1..=n], &below[1..=n], &mut squares[..n]);
-    for i in 0..n {
-        let value = f64::from(above[i] + below[i] + left[i] + right[i] - 4.0 * middle[i]);
-        sums[i] += value;
-        squares[i] += value * value;
+    let row = |i: usize| &rows[i * (n + 2)..][..n + 2];
+    let squares = &mut squares[..n];
+    let rows: [[&[f32]; 3]; N] = std::array::from_fn(|i| [row(i), row(i + 1), row(i + 2)]);
+    for x in 0..n {
+        for [above, row, below] in rows {
+            let around = above[x + 1] + below[x + 1] + row[x] + row[x + 2];
+            let value = f64::from(around - 4.0 * row[x + 1]);
+            sums[x] += value;
+            squares[x] += value * value;
+        }
     }
 }
 

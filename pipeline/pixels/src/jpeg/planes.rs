@@ -125,7 +125,7 @@ fn convert(luma: &[u8], cb: &[u8], cr: &[u8], [red, green, blue]: &mut [Vec<u8>;
     }
 }
 
-/// Takes the rows of a plane, from the top.
+/// Takes the rows of a plane from the top, several at a time, one after another.
 pub(crate) type Rows<'a> = dyn FnMut(&[u8]) + 'a;
 
 /// A plane that is filled by rows of blocks.
@@ -134,7 +134,6 @@ pub(super) struct Band<'a> {
     /// Blocks of a row, padding included.
     across: usize,
     blocks: Vec<Samples>,
-    row: Vec<u8>,
     /// Rows of samples still to come.
     missing: usize,
     out: Out<'a>,
@@ -143,7 +142,8 @@ pub(super) struct Band<'a> {
 /// Where rows go.
 enum Out<'a> {
     Plane(Vec<u8>),
-    Rows(&'a mut Rows<'a>),
+    /// With room for those of a row of blocks.
+    Rows(&'a mut Rows<'a>, Vec<u8>),
 }
 
 impl<'a> Band<'a> {
@@ -155,9 +155,11 @@ impl<'a> Band<'a> {
             size,
             across,
             blocks: vec![[[0; 8]; 8]; across * down],
-            row: vec![0; across * 8],
             missing: height,
-            out: rows.map_or_else(|| Out::Plane(Vec::with_capacity(width * height)), Out::Rows),
+            out: match rows {
+                Some(rows) => Out::Rows(rows, vec![0; width * 8]),
+                None => Out::Plane(Vec::with_capacity(width * height)),
+            },
         }
     }
 
@@ -169,18 +171,28 @@ impl<'a> Band<'a> {
 
     /// Passes the rows in hand on, without what is padding.
     pub(super) fn flush(&mut self) {
+        let width = self.size.0;
         for blocks in self.blocks.chunks_exact(self.across) {
             let whole = self.missing.min(8);
             self.missing -= whole;
-            for y in 0..whole {
-                for (samples, block) in self.row.as_chunks_mut::<8>().0.iter_mut().zip(blocks) {
-                    *samples = block[y];
+            let samples = match &mut self.out {
+                Out::Plane(samples) => {
+                    let done = samples.len();
+                    samples.resize(done + whole * width, 0);
+                    &mut samples[done..]
                 }
-                let row = &self.row[..self.size.0];
-                match &mut self.out {
-                    Out::Plane(samples) => samples.extend_from_slice(row),
-                    Out::Rows(rows) => rows(row),
+                Out::Rows(_, samples) => &mut samples[..whole * width],
+            };
+            for (y, row) in samples.chunks_exact_mut(width).enumerate() {
+                let (eights, rest) = row.as_chunks_mut::<8>();
+                let last = &blocks[eights.len().min(blocks.len() - 1)][y];
+                for (eight, block) in eights.iter_mut().zip(blocks) {
+                    *eight = block[y];
                 }
+                rest.copy_from_slice(&last[..rest.len()]);
+            }
+            if let Out::Rows(rows, samples) = &mut self.out {
+                rows(&samples[..whole * width]);
             }
         }
     }
@@ -190,7 +202,7 @@ impl<'a> Band<'a> {
         let (width, height) = self.size;
         match self.out {
             Out::Plane(samples) => Some(Plane { width, height, samples }),
-            Out::Rows(_) => None,
+            Out::Rows(..) => None,
         }
     }
 }
