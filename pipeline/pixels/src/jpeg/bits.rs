@@ -4,6 +4,7 @@
 use super::huffman::{Code, extended};
 
 /// Bits from the highest down, loaded eight bytes at a time.
+#[derive(Clone)]
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],
     /// Where the next load begins.
@@ -92,6 +93,8 @@ pub(super) struct Entropy {
     bytes: Vec<u8>,
     /// Start and end of what lies between restart markers.
     segments: Vec<(usize, usize)>,
+    /// Whether there are as many of them as were expected.
+    pub(super) is_whole: bool,
     /// The coded bytes, stuffing and restart markers included.
     pub(super) coded_bytes: usize,
     /// The marker that ended it.
@@ -100,11 +103,11 @@ pub(super) struct Entropy {
 
 impl Entropy {
     /// Reads up to the next marker that is no restart; `None` if there is none, or if restart
-    /// markers come out of turn.
-    pub(super) fn read(coded: &[u8]) -> Option<Self> {
+    /// markers come out of turn. More segments than are `expected` are counted and not kept.
+    pub(super) fn read(coded: &[u8], expected: usize) -> Option<Self> {
         let mut bytes = Vec::with_capacity(coded.len() + 8);
         let mut segments = Vec::new();
-        let (mut rest, mut start) = (coded, 0);
+        let (mut rest, mut start, mut count) = (coded, 0, 0);
         loop {
             let at = memchr::memchr(0xFF, rest)?;
             let (plain, marked) = rest.split_at(at);
@@ -112,30 +115,36 @@ impl Entropy {
             let marker = *marked.get(1)?;
             match marker {
                 // Fill before a marker.
-                0xFF => rest = &marked[1..],
+                0xFF => {
+                    rest = &marked[1..];
+                    continue;
+                }
                 0x00 => {
                     bytes.push(0xFF);
                     rest = &marked[2..];
+                    continue;
                 }
-                0xD0..=0xD7 if usize::from(marker & 7) == segments.len() % 8 => {
-                    segments.push((start, bytes.len()));
-                    start = bytes.len();
-                    rest = &marked[2..];
-                }
-                0xD0..=0xD7 => return None,
-                _ => {
-                    segments.push((start, bytes.len()));
-                    bytes.extend_from_slice(&[0; 8]);
-                    return Some(Self { bytes, segments, coded_bytes: coded.len() - marked.len(), marker });
-                }
+                0xD0..=0xD7 if usize::from(marker & 7) != count % 8 => return None,
+                _ => rest = &marked[2..],
+            }
+            count += 1;
+            if count <= expected {
+                segments.push((start, bytes.len()));
+            }
+            start = bytes.len();
+            if !matches!(marker, 0xD0..=0xD7) {
+                bytes.extend_from_slice(&[0; 8]);
+                // Of several scans each has its own, and all are there at once.
+                bytes.shrink_to_fit();
+                let is_whole = count == expected;
+                return Some(Self { bytes, segments, is_whole, coded_bytes: coded.len() - marked.len(), marker });
             }
         }
     }
 
-    /// The segments between restart markers; `None` if they are not `count`.
-    pub(super) fn segments(&self, count: usize) -> Option<impl Iterator<Item = Bits<'_>>> {
-        let bits = |&(start, end): &(usize, usize)| Bits::new(&self.bytes, start, end);
-        (self.segments.len() == count).then(|| self.segments.iter().map(bits))
+    /// The segment at this place among those between restart markers.
+    pub(super) fn segment(&self, at: usize) -> Option<Bits<'_>> {
+        self.segments.get(at).map(|&(start, end)| Bits::new(&self.bytes, start, end))
     }
 }
 
@@ -169,10 +178,11 @@ mod tests {
     #[test]
     fn stuffing_and_restarts_are_taken_out_up_to_the_next_marker() {
         let coded = [1, 0xFF, 0, 2, 0xFF, 0xD0, 3, 0xFF, 0xFF, 0xC4, 9];
-        let entropy = Entropy::read(&coded).unwrap();
+        let entropy = Entropy::read(&coded, 2).unwrap();
         assert_eq!((&entropy.bytes[..4], &entropy.segments[..]), (&[1, 0xFF, 2, 3][..], &[(0, 3), (3, 4)][..]));
         assert_eq!((entropy.marker, entropy.coded_bytes), (0xC4, 8));
-        assert!(Entropy::read(&[1, 0xFF, 0xD1, 2, 0xFF, 0xD9]).is_none(), "a restart out of turn");
-        assert!(Entropy::read(&[1, 2, 3]).is_none());
+        assert!(entropy.is_whole && ![1, 3].iter().any(|&count| Entropy::read(&coded, count).unwrap().is_whole));
+        assert!(Entropy::read(&[1, 0xFF, 0xD1, 2, 0xFF, 0xD9], 2).is_none(), "a restart out of turn");
+        assert!(Entropy::read(&[1, 2, 3], 1).is_none());
     }
 }

@@ -41,22 +41,33 @@ pub(super) fn scale(quantiser: [u16; 64]) -> Scale {
     scale
 }
 
-/// Transforms a block into samples. A flat one has no coefficient but the first.
+/// A block's coefficients as they were coded.
+pub(super) struct Coefficients<'a> {
+    /// The first, which stands for the mean.
+    pub(super) mean: i16,
+    /// The others in the order of [`ZIGZAG_TRANSPOSED`]'s places, the first of which is 0.
+    pub(super) others: &'a [i16; 64],
+    /// Whether all of these are 0.
+    pub(super) is_flat: bool,
+}
+
+/// Transforms a block into samples.
 #[inline(always)]
-pub(super) fn transform<S: Simd>(simd: S, block: &[i16; 64], scale: &Scale, is_flat: bool, out: &mut Samples) {
-    if is_flat {
-        *out = [[sample(f32::from(block[0]) * scale[0][0]); 8]; 8];
+pub(super) fn transform<S: Simd>(simd: S, block: &Coefficients<'_>, scale: &Scale, out: &mut Samples) {
+    let mean = f32::from(block.mean) * scale[0][0] + MIDDLE;
+    if block.is_flat {
+        *out = [[mean.clamp(0.0, 255.0) as u8; 8]; 8];
         return;
     }
     // No closures: what is not inlined here is not compiled for the level of `simd`.
     let mut rows = [f32x8::splat(simd, 0.0); 8];
     for (y, row) in rows.iter_mut().enumerate() {
-        let whole = i16x8::from_slice(simd, &block[8 * y..8 * y + 8]);
+        let whole = i16x8::from_slice(simd, &block.others[8 * y..8 * y + 8]);
         let (left, right) = simd.widen_i16x8(whole);
         *row = simd.cvt_f32_i32x8(simd.combine_i32x4(left, right)) * f32x8::simd_from(simd, scale[y]);
     }
     // What is added to the mean is added to all.
-    rows[0] += f32x8::simd_from(simd, [MIDDLE, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    rows[0] += f32x8::simd_from(simd, [mean, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
     *out = whole_rows(simd, inverse_dct(transposed(simd, inverse_dct(rows))));
 }
 
@@ -65,10 +76,6 @@ pub(super) type Samples = [[u8; 8]; 8];
 
 /// From a level around 0 to a sample around 128, half a level more for rounding.
 const MIDDLE: f32 = 128.5;
-
-fn sample(level: f32) -> u8 {
-    (level + MIDDLE).clamp(0.0, 255.0) as u8
-}
 
 /// Levels to samples, clamped; what is behind the point is cut off.
 #[inline(always)]
@@ -167,9 +174,11 @@ mod tests {
                 block[place] = ((seed * 31 + k as i32 * 17) % 23 - 11) as i16;
                 dequantised[place % 8 * 8 + place / 8] = f64::from(block[place]) * f64::from(quantiser[k]);
             }
+            let mean = std::mem::take(&mut block[0]);
+            let block = Coefficients { mean, others: &block, is_flat: false };
             let samples = levels().map(|level| {
                 let mut samples = [[0; 8]; 8];
-                dispatch!(level, simd => transform(simd, &block, &scale, false, &mut samples));
+                dispatch!(level, simd => transform(simd, &block, &scale, &mut samples));
                 *samples.as_flattened().first_chunk().unwrap()
             });
             let samples: Vec<[u8; 64]> = samples.collect();
@@ -184,15 +193,14 @@ mod tests {
     #[test]
     fn a_flat_block_is_what_the_whole_transform_makes_of_it() {
         let scale = scale([3; 64]);
-        for level in -400_i16..400 {
-            let mut block = [0; 64];
-            block[0] = level;
+        for mean in -400_i16..400 {
             let [flat, whole] = [true, false].map(|is_flat| {
+                let block = Coefficients { mean, others: &[0; 64], is_flat };
                 let mut samples = [[0; 8]; 8];
-                dispatch!(Level::new(), simd => transform(simd, &block, &scale, is_flat, &mut samples));
+                dispatch!(Level::new(), simd => transform(simd, &block, &scale, &mut samples));
                 samples
             });
-            assert_eq!(flat, whole, "{level}");
+            assert_eq!(flat, whole, "{mean}");
         }
     }
 }

@@ -4,11 +4,11 @@
 use fearless_simd::{Level, Simd, dispatch};
 
 use super::bits::{Bits, Entropy};
-use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
+use super::dct::{Coefficients, Scale, ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
 use super::planes::{Band, Plane, Rows};
-use super::segments::{Frame, Scan, ScanComponent, Segments};
-use super::select::nth_set;
+use super::segments::{Frame, Scan, Segments};
+use super::select::deposit;
 use super::{Kept, Stop};
 
 /// Scans of a file. Encoders write about 10; each more is a pass over the image.
@@ -16,33 +16,34 @@ const MAX_SCANS: usize = 64;
 /// The highest bit at which a first scan may stop.
 const MAX_SHIFT: u8 = 13;
 
-/// The coefficients of a component.
+/// The coefficients of a component along a row of MCUs.
 struct Grid {
     horizontal: usize,
     vertical: usize,
     /// Blocks of a row, padded to whole MCUs.
     stride: usize,
-    /// Blocks that hold samples, along and down: those of a scan of this component alone.
+    /// Blocks of the whole component that hold samples, along and down: those of a scan of this component alone.
     size: (usize, usize),
-    /// Of each block, which coefficients are not 0, the first of the zigzag order lowest. It alone says how the bits of
-    /// later scans are read.
+    /// The first coefficient of each block.
+    means: Vec<i16>,
+    /// Of each block, which other coefficients are not 0, the first of the zigzag order lowest. It alone says how the
+    /// bits of later scans are read.
     nonzero: Vec<u64>,
-    /// Of each block, the coefficients in the order of [`ZIGZAG_TRANSPOSED`]'s places; one block for all where they
-    /// are not kept.
-    coefficients: Vec<[i16; 64]>,
+    /// Of each block, the others in the order of [`ZIGZAG_TRANSPOSED`]'s places; one block for all where they are not
+    /// kept.
+    others: Vec<[i16; 64]>,
     is_kept: bool,
-    /// The quantiser at the component's first scan.
-    quantiser: Option<[u16; 64]>,
 }
 
-/// A block of a grid.
+/// The coefficients of a block but the first.
 struct Block<'a> {
-    coefficients: &'a mut [i16; 64],
+    others: &'a mut [i16; 64],
     nonzero: &'a mut u64,
+    is_kept: bool,
 }
 
 /// What one block leaves to the next; a restart clears it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     predictions: [i32; 4],
     /// Blocks that are known to end at once.
@@ -50,6 +51,9 @@ struct State {
 }
 
 /// Decodes what is kept. The rows of luma go to `rows`, if there is such.
+///
+/// All scans are read side by side, a row of MCUs at a time, so that its coefficients never leave the cache, and those
+/// of the whole image are never there together.
 pub(super) fn decode<'a>(
     mut segments: Segments<'_>,
     first: Scan<'_>,
@@ -61,30 +65,69 @@ pub(super) fn decode<'a>(
     if frame.components.len() == 4 {
         return Err(Stop::NotThisCase);
     }
-    let (mcus, is_progressive) = (frame.mcus(size), frame.is_progressive);
-    let count = frame.components.len();
-    let mut grids: Vec<Grid> = (0..count).map(|at| Grid::new(frame, at, size, at < kept.of(count))).collect();
-    let mut next = Some(first);
-    for _ in 0..MAX_SCANS {
-        let Some(scan) = next else {
-            if grids.iter().any(|grid| grid.quantiser.is_none()) {
-                return Err(Stop::Damaged);
-            }
-            let planes = grids.iter().filter(|grid| grid.is_kept);
-            return planes.filter_map(|grid| grid.transformed(size, &grids[0], rows.take()).transpose()).collect();
-        };
-        for component in &scan.components {
-            let grid = &mut grids[component.index];
-            grid.quantiser = grid.quantiser.or(segments.quantiser(component.index).ok());
+    let (mcus, is_progressive, count) = (frame.mcus(size), frame.is_progressive, frame.components.len());
+    let mut grids: Vec<Grid> = (0..count).map(|at| Grid::new(frame, at, size)).collect();
+    let planes: Vec<(usize, usize)> = (0..count).map(|at| frame.plane_size(at, size)).collect();
+
+    let mut scans = Vec::new();
+    let mut quantisers = vec![None; count];
+    let mut next = Ok(Some(first));
+    while let Ok(Some(scan)) = next {
+        if scans.len() == MAX_SCANS {
+            return Err(Stop::Damaged);
         }
-        let entropy = Entropy::read(scan.coded).ok_or(Stop::Damaged)?;
-        let walk = Walk { scan: &scan, entropy: &entropy, mcus, restart_interval: segments.restart_interval };
-        let read = dispatch!(Level::new(), simd => walk.read(simd, &mut grids, is_progressive));
-        read.ok_or(Stop::Damaged)?;
+        for component in &scan.components {
+            let quantiser = &mut quantisers[component.index];
+            *quantiser = quantiser.or(segments.quantiser(component.index).ok());
+        }
+        let way = Way::of(&scan, &grids, mcus, segments.restart_interval);
+        let entropy = Entropy::read(scan.coded, way.segments()).filter(|entropy| entropy.is_whole);
+        let entropy = entropy.ok_or(Stop::Damaged)?;
         segments.skip_coded(entropy.coded_bytes);
-        next = segments.next_scan()?;
+        scans.push((scan, way, entropy));
+        next = segments.next_scan();
     }
-    Err(Stop::Damaged)
+    // Where nothing comes of the file, it is still told apart whether its data up to there is damaged.
+    let is_whole = next.is_ok();
+    if is_whole && quantisers.contains(&None) {
+        return Err(Stop::Damaged);
+    }
+    let kept = if is_whole { kept.of(count) } else { 0 };
+    let mut outputs = Vec::with_capacity(kept);
+    for ((grid, &plane), quantiser) in grids.iter_mut().zip(&planes).zip(quantisers).take(kept) {
+        grid.keep();
+        let band = Band::new(grid.stride, grid.vertical, plane, rows.take());
+        outputs.push((scale(quantiser.ok_or(Stop::Damaged)?), band));
+    }
+
+    let readers = scans.iter().map(|(scan, way, entropy)| Reader::new(scan, *way, entropy, is_progressive));
+    let mut readers: Vec<Reader<'_>> = readers.collect::<Option<_>>().ok_or(Stop::Damaged)?;
+    dispatch!(Level::new(), simd => read(simd, &mut readers, &mut grids, &mut outputs, mcus.1)).ok_or(Stop::Damaged)?;
+    next?;
+    Ok(outputs.into_iter().filter_map(|(_, band)| band.into_plane()).collect())
+}
+
+/// Reads so many rows of MCUs. `None` if the data of a scan has another length than its blocks, or anything in it is no
+/// code.
+#[inline(always)]
+fn read<S: Simd>(
+    simd: S,
+    readers: &mut [Reader<'_>],
+    grids: &mut [Grid],
+    outputs: &mut [(Scale, Band<'_>)],
+    down: usize,
+) -> Option<()> {
+    for row in 0..down {
+        grids.iter_mut().for_each(Grid::clear);
+        for reader in &mut *readers {
+            reader.read_row(simd, row, grids)?;
+        }
+        for (grid, (scale, band)) in grids.iter().zip(&mut *outputs) {
+            grid.transform_into(simd, scale, band);
+            band.flush();
+        }
+    }
+    readers.iter().try_for_each(|reader| reader.blocks.place.bits.finish())
 }
 
 impl Kept {
@@ -99,197 +142,311 @@ impl Kept {
 }
 
 impl Grid {
-    fn new(frame: &Frame, component: usize, size: (usize, usize), is_kept: bool) -> Self {
+    /// Of a component, which is not kept.
+    fn new(frame: &Frame, component: usize, size: (usize, usize)) -> Self {
         let (width, height) = frame.plane_size(component, size);
-        let (across, down) = frame.mcus(size);
+        let (across, _) = frame.mcus(size);
         let (horizontal, vertical) = (frame.components[component].horizontal, frame.components[component].vertical);
         let stride = across * horizontal;
-        let blocks = stride * down * vertical;
         Self {
             horizontal,
             vertical,
             stride,
             size: (width.div_ceil(8), height.div_ceil(8)),
-            nonzero: vec![0; blocks],
-            coefficients: vec![[0; 64]; if is_kept { blocks } else { 1 }],
-            is_kept,
-            quantiser: None,
+            means: vec![0; stride * vertical],
+            nonzero: vec![0; stride * vertical],
+            others: vec![[0; 64]],
+            is_kept: false,
         }
     }
 
-    /// The samples, of an image of this size with this luma, unless they go to `rows`.
-    fn transformed<'a>(
-        &self,
-        (width, height): (usize, usize),
-        luma: &Grid,
-        rows: Option<&'a mut Rows<'a>>,
-    ) -> Result<Option<Plane>, Stop> {
-        let scale = scale(self.quantiser.ok_or(Stop::Damaged)?);
-        let part = |length: usize, of: usize, full: usize| (length * of).div_ceil(full);
-        let plane = (part(width, self.horizontal, luma.horizontal), part(height, self.vertical, luma.vertical));
-        let mut band = Band::new(self.stride, 1, plane, rows);
-        dispatch!(Level::new(), simd => self.transform_into(simd, &scale, &mut band));
-        Ok(band.into_plane())
+    /// Keeps what is read from now on.
+    fn keep(&mut self) {
+        self.others = vec![[0; 64]; self.nonzero.len()];
+        self.is_kept = true;
+    }
+
+    /// Begins another row of MCUs.
+    fn clear(&mut self) {
+        self.means.fill(0);
+        self.nonzero.fill(0);
+        self.others.fill([0; 64]);
+    }
+
+    /// Changes coefficients of a block, all but the first.
+    #[inline(always)]
+    fn change(&mut self, at: usize, change: impl FnOnce(Block<'_>) -> Option<()>) -> Option<()> {
+        // Not in place: there each coefficient would wait for the one before.
+        let mut nonzero = self.nonzero[at];
+        let others = &mut self.others[if self.is_kept { at } else { 0 }];
+        change(Block { others, nonzero: &mut nonzero, is_kept: self.is_kept })?;
+        self.nonzero[at] = nonzero;
+        Some(())
     }
 
     #[inline(always)]
     fn transform_into<S: Simd>(&self, simd: S, scale: &Scale, band: &mut Band<'_>) {
-        let rows = self.coefficients.chunks_exact(self.stride).zip(self.nonzero.chunks_exact(self.stride));
-        for (blocks, nonzero) in rows.take(self.size.1) {
-            for (column, (block, nonzero)) in blocks.iter().zip(nonzero).enumerate().take(self.size.0) {
-                let samples = band.block(0, column);
-                transform(simd, block, scale, nonzero & !1 == 0, samples);
+        for row in 0..self.vertical {
+            let blocks = row * self.stride..row * self.stride + self.size.0;
+            let means = &self.means[blocks.clone()];
+            let others = self.nonzero[blocks.clone()].iter().zip(&self.others[blocks]);
+            for (column, (&mean, (&nonzero, others))) in means.iter().zip(others).enumerate() {
+                let block = Coefficients { mean, others, is_flat: nonzero == 0 };
+                transform(simd, &block, scale, band.block(row, column));
             }
-            band.flush();
         }
     }
 }
 
-/// The blocks of a scan in their order.
-struct Walk<'a> {
-    scan: &'a Scan<'a>,
-    entropy: &'a Entropy,
-    mcus: (usize, usize),
+/// The blocks of a scan in their order: those of one component row by row, or those of several MCU by MCU.
+#[derive(Clone, Copy)]
+struct Way {
+    is_lone: bool,
+    across: usize,
+    down: usize,
+    /// Blocks or MCUs from one restart to the next.
     restart_interval: usize,
 }
 
-/// Reading a scan gives `None` if its data has another length than its blocks, or anything in it is no code.
-impl Walk<'_> {
-    #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, grids: &mut [Grid], is_progressive: bool) -> Option<()> {
-        if is_progressive { self.progressive(simd, grids) } else { self.sequential(grids) }
+impl Way {
+    fn of(scan: &Scan<'_>, grids: &[Grid], mcus: (usize, usize), restart_interval: usize) -> Self {
+        let is_lone = scan.components.len() == 1;
+        let (across, down) = if is_lone { grids[scan.components[0].index].size } else { mcus };
+        let restart_interval = if restart_interval == 0 { across * down } else { restart_interval };
+        Self { is_lone, across, down, restart_interval }
     }
 
-    /// A scan of whole blocks.
-    #[inline(always)]
-    fn sequential(&self, grids: &mut [Grid]) -> Option<()> {
-        if self.scan.spectrum != (0, 63) || self.scan.bits != (0, 0) {
-            return None;
+    /// Segments of coded data between restarts.
+    fn segments(&self) -> usize {
+        (self.across * self.down).div_ceil(self.restart_interval)
+    }
+}
+
+/// What a scan has of each block.
+enum Content<'a> {
+    /// All of it, in a sequential JPEG.
+    Whole(Vec<(&'a Huffman, &'a Huffman)>),
+    /// The high bits of the first coefficient, by components, down to a bit.
+    Means(Vec<&'a Huffman>, u8),
+    /// One more bit of it.
+    MeansBit(u8),
+    /// The high bits of others, from one to another, down to a bit.
+    Others(&'a Huffman, (usize, usize), u8),
+    /// One more bit of them.
+    OthersBit(&'a Huffman, (usize, usize), u8),
+}
+
+impl<'a> Content<'a> {
+    /// `None` where the standard knows no such scan, or tables are missing.
+    fn of(scan: &'a Scan<'_>, is_progressive: bool) -> Option<Self> {
+        let (components, (first, last), (known, shift)) = (&scan.components, scan.spectrum, scan.bits);
+        if !is_progressive {
+            let tables = components.iter().map(|c| Some((c.dc.as_deref()?, c.ac.as_deref()?)));
+            return if (first, last, known, shift) == (0, 63, 0, 0) {
+                tables.collect::<Option<_>>().map(Self::Whole)
+            } else {
+                None
+            };
         }
-        let tables = |c: &ScanComponent| Some((c.dc.clone()?, c.ac.clone()?));
-        let tables: Vec<_> = self.scan.components.iter().map(tables).collect::<Option<_>>()?;
-        self.blocks(
-            grids,
-            #[inline(always)]
-            |bits, state, at, mut block| {
-                let (dc, ac) = &tables[at];
-                block.begin_dc(bits, &mut state.predictions[at], dc, 0)?;
-                block.begin(bits, state, ac, (1, 63), 0)?;
-                // Ends of several blocks at once are progressive's.
-                (state.ended_blocks == 0).then_some(())
-            },
-        )
-    }
-
-    /// A scan of some coefficients, or of some of their bits.
-    #[inline(always)]
-    fn progressive<S: Simd>(&self, simd: S, grids: &mut [Grid]) -> Option<()> {
-        let (first, last) = self.scan.spectrum;
-        let (known, shift) = self.scan.bits;
         if shift > MAX_SHIFT || known != 0 && known != shift + 1 {
             return None;
         }
         match (first, known) {
             (0, _) if last != 0 => None,
             (0, 0) => {
-                let tables = self.scan.components.iter().map(|component| component.dc.as_deref());
-                let tables: Vec<&Huffman> = tables.collect::<Option<_>>()?;
-                self.blocks(
-                    grids,
-                    #[inline(always)]
-                    |bits, state, at, mut block| block.begin_dc(bits, &mut state.predictions[at], tables[at], shift),
-                )
+                let tables = components.iter().map(|component| component.dc.as_deref());
+                Some(Self::Means(tables.collect::<Option<_>>()?, shift))
             }
-            (0, _) => self.blocks(
-                grids,
-                #[inline(always)]
-                |bits, _, _, mut block| {
-                    block.set(0, block.coefficients[0] | i16::from(bits.take_bit()) << shift);
-                    Some(())
-                },
-            ),
-            (1..=63, _) if self.scan.components.len() == 1 && (first..=63).contains(&last) => {
-                let table = self.scan.components[0].ac.as_deref()?;
-                if known == 0 {
-                    self.blocks(
-                        grids,
-                        #[inline(always)]
-                        |bits, state, _, mut block| block.begin(bits, state, table, (first, last), shift),
-                    )
-                } else {
-                    self.blocks(
-                        grids,
-                        #[inline(always)]
-                        |bits, state, _, mut block| block.refine(simd, bits, state, table, (first, last), shift),
-                    )
-                }
+            (0, _) => Some(Self::MeansBit(shift)),
+            (1..=63, _) if components.len() == 1 && (first..=63).contains(&last) => {
+                let table = components[0].ac.as_deref()?;
+                let content = if known == 0 { Self::Others } else { Self::OthersBit };
+                Some(content(table, (first, last), shift))
             }
             _ => None,
         }
     }
+}
 
-    /// Gives each block to `read`, with the place of its component in the scan.
+/// A scan in the course of its reading.
+struct Reader<'a> {
+    content: Content<'a>,
+    blocks: Blocks<'a>,
+}
+
+/// The blocks of a scan, and how far they were read.
+struct Blocks<'a> {
+    way: Way,
+    components: Vec<usize>,
+    entropy: &'a Entropy,
+    place: Place<'a>,
+}
+
+/// Where the reading of a scan is.
+#[derive(Clone)]
+struct Place<'a> {
+    /// Segments that were begun.
+    segments: usize,
+    bits: Bits<'a>,
+    state: State,
+    /// Blocks or MCUs.
+    until_restart: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(scan: &'a Scan<'_>, way: Way, entropy: &'a Entropy, is_progressive: bool) -> Option<Self> {
+        Some(Self {
+            content: Content::of(scan, is_progressive)?,
+            blocks: Blocks {
+                way,
+                components: scan.components.iter().map(|component| component.index).collect(),
+                entropy,
+                place: Place { segments: 0, bits: Bits::new(&[], 0, 0), state: State::default(), until_restart: 0 },
+            },
+        })
+    }
+
+    /// Reads what the scan has of a row of MCUs.
     #[inline(always)]
-    fn blocks(
-        &self,
+    fn read_row<S: Simd>(&mut self, simd: S, row: usize, grids: &mut [Grid]) -> Option<()> {
+        let Self { content, blocks } = self;
+        match content {
+            Content::Whole(tables) => blocks.read_row(
+                row,
+                grids,
+                #[inline(always)]
+                |bits, state, component, grid, at| {
+                    let (dc, ac) = tables[component];
+                    grid.means[at] = begin_mean(bits, &mut state.predictions[component], dc, 0)?;
+                    grid.change(
+                        at,
+                        #[inline(always)]
+                        |mut block| block.begin(bits, state, ac, (1, 63), 0),
+                    )?;
+                    // Ends of several blocks at once are progressive's.
+                    (state.ended_blocks == 0).then_some(())
+                },
+            ),
+            Content::Means(tables, shift) => blocks.read_row(
+                row,
+                grids,
+                #[inline(always)]
+                |bits, state, component, grid, at| {
+                    let prediction = &mut state.predictions[component];
+                    grid.means[at] = begin_mean(bits, prediction, tables[component], *shift)?;
+                    Some(())
+                },
+            ),
+            Content::MeansBit(shift) => blocks.read_row(
+                row,
+                grids,
+                #[inline(always)]
+                |bits, _, _, grid, at| {
+                    grid.means[at] |= i16::from(bits.take_bit()) << *shift;
+                    Some(())
+                },
+            ),
+            Content::Others(table, band, shift) => blocks.read_row(
+                row,
+                grids,
+                #[inline(always)]
+                |bits, state, _, grid, at| {
+                    grid.change(
+                        at,
+                        #[inline(always)]
+                        |mut block| block.begin(bits, state, table, *band, *shift),
+                    )
+                },
+            ),
+            Content::OthersBit(table, band, shift) => blocks.read_row(
+                row,
+                grids,
+                #[inline(always)]
+                |bits, state, _, grid, at| {
+                    grid.change(
+                        at,
+                        #[inline(always)]
+                        |mut block| block.refine(simd, bits, state, table, *band, *shift),
+                    )
+                },
+            ),
+        }
+    }
+}
+
+impl Blocks<'_> {
+    /// Has `read` take each block of a row of MCUs, which it finds by the place of its component in the scan, that
+    /// component's grid and the place in it.
+    #[inline(always)]
+    fn read_row(
+        &mut self,
+        row: usize,
         grids: &mut [Grid],
-        mut read: impl FnMut(&mut Bits<'_>, &mut State, usize, Block<'_>) -> Option<()>,
+        mut read: impl FnMut(&mut Bits<'_>, &mut State, usize, &mut Grid, usize) -> Option<()>,
     ) -> Option<()> {
-        let alone = self.scan.components.len() == 1;
-        let (across, down) = if alone { grids[self.scan.components[0].index].size } else { self.mcus };
-        let interval = if self.restart_interval == 0 { across * down } else { self.restart_interval };
-        let mut segments = self.entropy.segments((across * down).div_ceil(interval))?;
-        let mut bits = Bits::new(&[], 0, 0);
-        let mut state = State::default();
-        let mut until_restart = 0;
-        for row in 0..down {
-            for column in 0..across {
-                if until_restart == 0 {
-                    bits.finish()?;
-                    bits = segments.next()?;
-                    state = State::default();
-                    until_restart = interval;
+        // Not in place: it would go to memory and back with each code.
+        let mut place = self.place.clone();
+        if self.way.is_lone {
+            let grid = &mut grids[self.components[0]];
+            let rows_left = self.way.down.saturating_sub(row * grid.vertical);
+            for y in 0..grid.vertical.min(rows_left) {
+                for x in 0..self.way.across {
+                    place.restart_if_due(self.entropy, self.way.restart_interval)?;
+                    read(&mut place.bits, &mut place.state, 0, grid, y * grid.stride + x)?;
                 }
-                until_restart -= 1;
-                for (at, component) in self.scan.components.iter().enumerate() {
-                    let grid = &mut grids[component.index];
-                    let (horizontal, vertical) = if alone { (1, 1) } else { (grid.horizontal, grid.vertical) };
-                    for y in row * vertical..(row + 1) * vertical {
-                        for x in column * horizontal..(column + 1) * horizontal {
-                            let block = y * grid.stride + x;
-                            // Here and not in the grid: there each coefficient would wait for the one before.
-                            let mut nonzero = grid.nonzero[block];
-                            let coefficients = &mut grid.coefficients[if grid.is_kept { block } else { 0 }];
-                            read(&mut bits, &mut state, at, Block { coefficients, nonzero: &mut nonzero })?;
-                            grid.nonzero[block] = nonzero;
+            }
+        } else {
+            for column in 0..self.way.across {
+                place.restart_if_due(self.entropy, self.way.restart_interval)?;
+                for (component, &index) in self.components.iter().enumerate() {
+                    let grid = &mut grids[index];
+                    for y in 0..grid.vertical {
+                        for x in column * grid.horizontal..(column + 1) * grid.horizontal {
+                            read(&mut place.bits, &mut place.state, component, grid, y * grid.stride + x)?;
                         }
                     }
                 }
             }
-            bits.in_bounds()?;
         }
-        bits.finish()
+        place.bits.in_bounds()?;
+        self.place = place;
+        Some(())
     }
+}
+
+impl<'a> Place<'a> {
+    /// Counts a block or an MCU, the first one of a segment anew.
+    #[inline(always)]
+    fn restart_if_due(&mut self, entropy: &'a Entropy, interval: usize) -> Option<()> {
+        if self.until_restart == 0 {
+            self.bits.finish()?;
+            self.bits = entropy.segment(self.segments)?;
+            self.segments += 1;
+            self.state = State::default();
+            self.until_restart = interval;
+        }
+        self.until_restart -= 1;
+        Some(())
+    }
+}
+
+/// The first scan of a block's first coefficient: its high bits.
+#[inline(always)]
+fn begin_mean(bits: &mut Bits<'_>, prediction: &mut i32, table: &Huffman, shift: u8) -> Option<i16> {
+    bits.refill();
+    let code = table.code(bits.ahead())?;
+    *prediction = prediction.wrapping_add(bits.take(code));
+    Some((*prediction << shift) as i16)
 }
 
 impl Block<'_> {
     #[inline(always)]
     fn set(&mut self, k: usize, value: i16) {
-        self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63] = value;
+        self.others[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63] = value;
         *self.nonzero = *self.nonzero & !(1 << (k & 63)) | u64::from(value != 0) << (k & 63);
     }
 
-    /// The first scan of the lowest coefficient.
-    #[inline(always)]
-    fn begin_dc(&mut self, bits: &mut Bits<'_>, prediction: &mut i32, table: &Huffman, shift: u8) -> Option<()> {
-        bits.refill();
-        let code = table.code(bits.ahead())?;
-        *prediction = prediction.wrapping_add(bits.take(code));
-        self.set(0, (*prediction << shift) as i16);
-        Some(())
-    }
-
-    /// The first scan of other coefficients: their high bits.
+    /// The first scan of coefficients: their high bits.
     #[inline(always)]
     fn begin(
         &mut self,
@@ -372,7 +529,7 @@ impl Block<'_> {
                 }
                 let is_positive = bits.take_plain(code) == 1;
                 // The zero that has `run` others before it; none if there are not so many.
-                let place = nth_set(simd, rest & !known, code.run() as u32);
+                let place = deposit(simd, 1 << code.run(), rest & !known);
                 let passed = place ^ place.wrapping_sub(1);
                 corrections.take(bits, known & rest & passed);
                 rest &= !passed;
@@ -381,8 +538,7 @@ impl Block<'_> {
                         return None;
                     }
                     let k = place.trailing_zeros() as usize;
-                    self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] =
-                        if is_positive { 1 } else { -1 } << shift;
+                    self.others[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] = if is_positive { 1 } else { -1 } << shift;
                     *self.nonzero |= place;
                 }
             }
@@ -392,22 +548,22 @@ impl Block<'_> {
             corrections.take(bits, known & rest);
             state.ended_blocks -= 1;
         }
-        self.correct(corrections, known & band, shift);
+        if self.is_kept {
+            self.correct(deposit(simd, corrections.first_lowest(), known & band), shift);
+        }
         Some(())
     }
 
-    /// Gives the coefficients of `known` their next bits, in their order.
+    /// Gives the coefficients in these places another bit, if they lack it.
     #[inline(always)]
-    fn correct(&mut self, corrections: Corrections, mut known: u64, shift: u8) {
-        let mut left = corrections.bits << (64 - corrections.count.max(1));
-        for _ in 0..corrections.count {
-            let k = known.trailing_zeros() as usize;
-            known &= known.wrapping_sub(1);
-            let coefficient = &mut self.coefficients[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63];
-            let is_new = (left >> 63) as i16 & !(*coefficient >> shift) & 1;
-            let step = (*coefficient >> 15 | 1) & -is_new;
+    fn correct(&mut self, mut places: u64, shift: u8) {
+        while places != 0 {
+            let k = places.trailing_zeros() as usize;
+            places &= places - 1;
+            let coefficient = &mut self.others[usize::from(ZIGZAG_TRANSPOSED[k & 63]) & 63];
+            let lacks = !(*coefficient >> shift) & 1;
+            let step = (*coefficient >> 15 | 1) & -lacks;
             *coefficient = coefficient.wrapping_add(step << shift);
-            left <<= 1;
         }
     }
 }
@@ -420,6 +576,13 @@ struct Corrections {
 }
 
 impl Corrections {
+    /// The bits with the first one lowest.
+    #[inline(always)]
+    const fn first_lowest(&self) -> u64 {
+        // By two shifts, as there may be none.
+        self.bits.reverse_bits() >> 1 >> (63 - self.count)
+    }
+
     /// Takes a bit for each of `passed`; 32 are there.
     #[inline(always)]
     fn take(&mut self, bits: &mut Bits<'_>, passed: u64) {

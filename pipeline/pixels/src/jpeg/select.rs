@@ -1,32 +1,37 @@
-//! The n-th bit that is set.
+//! Bits put into the places of those that are set in a mask.
 
 use fearless_simd::Simd;
 
-/// The `n`-th of the bits that are set, from 0 and lowest first, alone; 0 if there are not so many. `n` is below 64.
+/// `bits`, the lowest first, in the places that are set in `mask`, the lowest first; those for which there is no place
+/// are lost.
 #[inline(always)]
-pub(super) fn nth_set<S: Simd>(simd: S, bits: u64, n: u32) -> u64 {
+pub(super) fn deposit<S: Simd>(simd: S, bits: u64, mask: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = simd.level().as_avx2() {
-        return deposited(avx2, bits, n);
+        return deposited(avx2, bits, mask);
     }
-    cleared(bits, n)
+    one_by_one(bits, mask)
 }
 
-/// By taking the lower ones away, which is a branch for each.
+/// With a turn for each place up to the last bit.
 #[inline(always)]
-fn cleared(mut bits: u64, n: u32) -> u64 {
-    for _ in 0..n {
-        bits &= bits.wrapping_sub(1);
+fn one_by_one(mut bits: u64, mut mask: u64) -> u64 {
+    let mut places = 0;
+    while bits != 0 {
+        let lowest = mask & mask.wrapping_neg();
+        places |= lowest & (bits & 1).wrapping_neg();
+        mask ^= lowest;
+        bits >>= 1;
     }
-    bits & bits.wrapping_neg()
+    places
 }
 
 // With BMI2, which all processors with AVX2 that this level stands for have, without a branch.
 #[cfg(target_arch = "x86_64")]
 fearless_simd::kernel!(
     #[inline(always)]
-    fn deposited(avx2: Avx2, bits: u64, n: u32) -> u64 {
-        std::arch::x86_64::_pdep_u64(1 << n, bits)
+    fn deposited(avx2: Avx2, bits: u64, mask: u64) -> u64 {
+        std::arch::x86_64::_pdep_u64(bits, mask)
     }
 );
 
@@ -38,13 +43,16 @@ mod tests {
     use crate::levels::levels;
 
     #[test]
-    fn every_level_finds_every_bit() {
-        for bits in [0, 1, 0x8000_0000_0000_0000, 0xA5A5_0000_F00F_1234, u64::MAX, u64::MAX << 1] {
-            let set = (0..64).map(|place| bits & 1 << place).filter(|&bit| bit != 0);
-            let places: Vec<u64> = set.chain([0; 64]).take(64).collect();
-            for level in levels() {
-                let found: Vec<u64> = (0..64).map(|n| dispatch!(level, simd => nth_set(simd, bits, n))).collect();
-                assert_eq!(found, places, "{bits:x} at {level:?}");
+    fn every_level_puts_each_bit_into_its_place() {
+        for mask in [0, 1, 0x8000_0000_0000_0000, 0xA5A5_0000_F00F_1234, u64::MAX, u64::MAX << 1] {
+            for bits in [0, 1, 2, 1 << 63, 0x0123_4567_89AB_CDEF, u64::MAX] {
+                let set = (0..64).map(|place| 1 << place).filter(|place| mask & place != 0);
+                let places =
+                    set.enumerate().filter(|&(n, _)| bits >> n & 1 == 1).fold(0_u64, |all, (_, place)| all | place);
+                for level in levels() {
+                    let put = dispatch!(level, simd => deposit(simd, bits, mask));
+                    assert_eq!(put, places, "{bits:x} into {mask:x} at {level:?}");
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use fearless_simd::{Level, Simd, dispatch};
 
 use super::Stop;
 use super::bits::{Bits, Entropy};
-use super::dct::{Scale, ZIGZAG_TRANSPOSED, scale, transform};
+use super::dct::{Coefficients, Scale, ZIGZAG_TRANSPOSED, scale, transform};
 use super::huffman::{END_OF_BLOCK, Huffman, LOOKS};
 use super::planes::{Band, Plane, Rows};
 use super::segments::{Scan, Segments};
@@ -31,10 +31,13 @@ pub(super) fn decode<'a, const LUMA: bool, const CHROMA: bool>(
     if scan.spectrum != (0, 63) || scan.bits != (0, 0) {
         return Err(Stop::NotThisCase);
     }
-    let entropy = Entropy::read(scan.coded).filter(|entropy| entropy.marker == 0xD9).ok_or(Stop::NotThisCase)?;
     let mut components: Vec<Component> = Vec::with_capacity(4);
     let mut bands = Vec::with_capacity(4);
     let (across, down) = frame.mcus(segments.size);
+    let mcus = across * down;
+    let interval = if segments.restart_interval == 0 { mcus } else { segments.restart_interval };
+    let entropy = Entropy::read(scan.coded, mcus.div_ceil(interval)).filter(|entropy| entropy.marker == 0xD9);
+    let entropy = entropy.ok_or(Stop::NotThisCase)?;
     for (index, (of_frame, of_scan)) in frame.components.iter().zip(&scan.components).enumerate() {
         let (Some(dc), Some(ac)) = (of_scan.dc.clone(), of_scan.ac.clone()) else {
             return Err(Stop::NotThisCase);
@@ -46,11 +49,13 @@ pub(super) fn decode<'a, const LUMA: bool, const CHROMA: bool>(
             bands.push(Band::new(across * horizontal, vertical, frame.plane_size(index, segments.size), rows.take()));
         }
     }
-    let mcus = across * down;
-    let interval = if segments.restart_interval == 0 { mcus } else { segments.restart_interval };
-    let mcus = (across, down);
-    dispatch!(Level::new(), simd => read::<_, LUMA, CHROMA>(simd, &components, &mut bands, &entropy, mcus, interval))
-        .ok_or(Stop::Damaged)?;
+    if !entropy.is_whole {
+        return Err(Stop::Damaged);
+    }
+    let read_all = dispatch!(Level::new(), simd => {
+        read::<_, LUMA, CHROMA>(simd, &components, &mut bands, &entropy, (across, down), interval)
+    });
+    read_all.ok_or(Stop::Damaged)?;
     Ok(bands.into_iter().filter_map(Band::into_plane).collect())
 }
 
@@ -64,7 +69,7 @@ fn read<S: Simd, const LUMA: bool, const CHROMA: bool>(
     (across, down): (usize, usize),
     interval: usize,
 ) -> Option<()> {
-    let mut segments = entropy.segments((across * down).div_ceil(interval))?;
+    let mut segments = (0..).map_while(|at| entropy.segment(at));
     let (luma, chroma) = components.split_first()?;
     let mut block = [0; 64];
     let mut predictions = [0; 4];
@@ -114,7 +119,8 @@ impl Component {
                 let is_flat = self.read_block::<KEPT>(bits, prediction, block)?;
                 if KEPT && let Some(band) = &mut band {
                     let samples = band.block(y, column * self.horizontal + x);
-                    transform(simd, block, &self.scale, is_flat, samples);
+                    let read = Coefficients { mean: *prediction as i16, others: block, is_flat };
+                    transform(simd, &read, &self.scale, samples);
                     *block = [0; 64];
                 }
             }
@@ -122,8 +128,8 @@ impl Component {
         Some(())
     }
 
-    /// Reads a block. If it is `KEPT`, its coefficients are put into `block`, which is zero before. Returns whether the
-    /// first is the only one.
+    /// Reads a block. If it is `KEPT`, all coefficients but the first are put into `block`, which is zero before.
+    /// Returns whether there are none.
     #[inline(always)]
     fn read_block<const KEPT: bool>(
         &self,
@@ -134,9 +140,6 @@ impl Component {
         bits.refill();
         let code = self.dc.code(bits.ahead())?;
         *prediction = prediction.wrapping_add(bits.take(code));
-        if KEPT {
-            block[0] = *prediction as i16;
-        }
         let looks = self.ac.looks();
         let mut k = 1;
         loop {
