@@ -3,13 +3,15 @@
 mod survey;
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use html_escape::encode_text;
-use pixels::{Anchor, Limits};
+use pixels::Limits;
 use rayon::prelude::*;
+use shards::Sample;
 use shards::atomic::write_atomic;
 
 use crate::counts::Counts;
@@ -25,6 +27,7 @@ use survey::{ClaimedSizes, Content, Histogram, NearMiss, Picture, Survey};
 pub const REPORT: &str = "report.html";
 
 const THUMBNAIL_SIDE: u32 = 160;
+const THUMBNAIL_QUALITY: u8 = 80;
 const HOSTS: usize = 12;
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>curate: report</title>\n<style>
@@ -57,8 +60,9 @@ pub fn publish(ledger: &Ledger, recipe: &Recipe, totals: &Totals, target: &Targe
     histograms(&mut html, &survey.histograms);
     hosts(&mut html, &survey);
     contents(&mut html, &survey, recipe);
-    pictures(&mut html, "The sharpest samples", &survey.sharpest, target)?;
-    pictures(&mut html, "The least sharp samples", &survey.blurriest, target)?;
+    let thumbnails = thumbnails(survey.sharpest.iter().chain(&survey.blurriest), target)?;
+    pictures(&mut html, "The sharpest samples", &survey.sharpest, &thumbnails);
+    pictures(&mut html, "The least sharp samples", &survey.blurriest, &thumbnails);
     near_misses(&mut html, &survey.nearest);
     let _ = write!(html, "<h2>The recipe</h2>\n<pre>{}</pre>\n</html>\n", encode_text(&recipe.to_toml()));
     Ok(write_atomic(target.folder().join(REPORT), html.as_bytes())?)
@@ -236,35 +240,47 @@ fn contents(html: &mut String, survey: &Survey, recipe: &Recipe) {
     html.push_str("</table>\n");
 }
 
-fn pictures(html: &mut String, title: &str, pictures: &[Picture], target: &Target) -> Result<()> {
+fn pictures(html: &mut String, title: &str, pictures: &[Picture], thumbnails: &Thumbnails) {
     if pictures.is_empty() {
-        return Ok(());
+        return;
     }
-    let thumbnails: Vec<Vec<u8>> =
-        pictures.par_iter().map(|picture| thumbnail(picture, target)).collect::<Result<_>>()?;
     let _ = writeln!(html, "<h2>{title}</h2>\n<div class=\"pictures\">");
-    for (picture, thumbnail) in pictures.iter().zip(thumbnails) {
+    for picture in pictures {
         let _ = writeln!(
             html,
             "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{}\"><figcaption>{:.1} &middot; {} &middot; {}</figcaption></figure>",
-            STANDARD.encode(thumbnail),
+            STANDARD.encode(&thumbnails[&(picture.shard, picture.place)]),
             picture.sharpness,
             picture.key,
             encode_text(&picture.caption),
         );
     }
     html.push_str("</div>\n");
-    Ok(())
+}
+
+/// Small JPEGs by the shard and the place of their samples.
+type Thumbnails = BTreeMap<(u64, u64), Vec<u8>>;
+
+/// The thumbnails of some samples. Each shard is opened, or fetched, once.
+fn thumbnails<'a>(pictures: impl Iterator<Item = &'a Picture>, target: &Target) -> Result<Thumbnails> {
+    let mut by_shard: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for Picture { shard, place, .. } in pictures {
+        by_shard.entry(*shard).or_default().insert(*place);
+    }
+    let of_shard = |(shard, places): (u64, BTreeSet<u64>)| {
+        let samples = target.samples(&format!("{shard:06}.tar"), places.iter().copied())?;
+        let thumbnails = places.iter().zip(samples).par_bridge();
+        thumbnails.map(|(&place, sample)| Ok(((shard, place), thumbnail(sample?.as_ref())))).collect()
+    };
+    let thumbnails: Vec<Thumbnails> = by_shard.into_par_iter().map(of_shard).collect::<Result<_>>()?;
+    Ok(thumbnails.into_iter().flatten().collect())
 }
 
 /// The middle of a sample as a small JPEG; empty where it does not decode, which its shard's check would tell.
-fn thumbnail(picture: &Picture, target: &Target) -> Result<Vec<u8>> {
-    let sample = target.sample(&format!("{:06}.tar", picture.shard), picture.place)?;
+fn thumbnail(sample: Option<&Sample>) -> Vec<u8> {
     let image = sample.iter().flat_map(|s| &s.parts).find(|part| !matches!(part.ext.as_str(), "json" | "txt"));
     // Whatever was kept once was within the recipe's limits.
     let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };
-    let decoded = image.and_then(|part| pixels::decode(&part.bytes, &limits).ok());
-    Ok(decoded.map_or(Vec::new(), |image| {
-        pixels::encode_jpeg(&pixels::fit(&image, THUMBNAIL_SIDE, THUMBNAIL_SIDE, Anchor::CENTER).image, 80)
-    }))
+    let decoded = image.and_then(|part| pixels::decode_picture(&part.bytes, &limits).ok());
+    decoded.map_or_else(Vec::new, |picture| picture.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY))
 }

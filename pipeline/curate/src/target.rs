@@ -155,13 +155,17 @@ impl Target {
         Ok(ShardReader::of_file(file, path))
     }
 
-    /// The sample at `place` of a shard, from 0; `None` where there are fewer.
+    /// The samples at `places` of a shard, which rise from 0; `None` where there are fewer.
     ///
     /// # Errors
-    /// As [`open`](Target::open), and what reading it finds.
-    pub fn sample(&self, name: &str, place: u64) -> Result<Option<Sample>> {
+    /// As [`open`](Target::open), and each what reading it finds.
+    pub fn samples<P: IntoIterator<Item = u64>>(
+        &self,
+        name: &str,
+        places: P,
+    ) -> Result<impl Iterator<Item = Result<Option<Sample>>> + use<P>> {
         let (file, path) = self.file(name)?;
-        Ok(ShardReader::sample_at(file, path, place)?)
+        Ok(ShardReader::samples_at(file, path, places).map(|sample| Ok(sample?)))
     }
 
     /// Proves a shard; see [`shards::shard::verify`].

@@ -167,16 +167,25 @@ impl ShardReader {
         ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false }
     }
 
-    /// The sample at `place`, from 0, of a shard that is open already; of those before it only the headers are read.
-    /// `None` where the shard has fewer. Errors call it `path`.
+    /// The samples at `places`, which rise from 0, of a shard that is open already; of those between them only the
+    /// headers are read, once. `None` where the shard has fewer. Errors call it `path`.
     ///
-    /// # Errors
-    /// [`Error::Io`], and what reading the sample finds.
-    pub fn sample_at(mut file: File, path: impl AsRef<Path>, place: u64) -> Result<Option<Sample>> {
-        let path = path.as_ref();
-        let offset = offset_of(&file, place).map_err(Error::io("read", path))?;
-        file.seek(SeekFrom::Start(offset)).map_err(Error::io("read", path))?;
-        ShardReader::of_file(file, path).next().transpose()
+    /// Each is [`Error::Io`], or what reading the sample finds.
+    pub fn samples_at<P: IntoIterator<Item = u64>>(
+        file: File,
+        path: PathBuf,
+        places: P,
+    ) -> impl Iterator<Item = Result<Option<Sample>>> + use<P> {
+        // Nothing is read ahead between headers: it would be most of the shard. Advice that is not taken costs nothing else.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
+        let mut headers = Headers::default();
+        places.into_iter().map(move |place| {
+            let file = headers.find(&file, place).and_then(|offset| {
+                let mut file = file.try_clone()?;
+                file.seek(SeekFrom::Start(offset)).map(|_| file)
+            });
+            ShardReader::of_file(file.map_err(Error::io("read", &path))?, &path).next().transpose()
+        })
     }
 
     fn advance(&mut self) -> Result<Option<Sample>> {
@@ -237,29 +246,41 @@ impl Iterator for ShardReader {
     }
 }
 
-/// Where the members of the sample at `place` begin, or what comes first of the end of the archive, the end of the
-/// file and anything that is no header of a plain file: a reader that begins there tells which.
-fn offset_of(file: &File, place: u64) -> io::Result<u64> {
-    const BLOCK: u64 = 512;
-    let (mut offset, mut samples, mut key) = (0, 0, Vec::new());
-    let mut header = [0; BLOCK as usize];
-    loop {
-        match file.read_exact_at(&mut header, offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(offset),
-            read => read?,
+/// A walk along the headers of a shard.
+#[derive(Default)]
+struct Headers {
+    /// The next one.
+    offset: u64,
+    /// The samples that began before it, and the key of the last.
+    samples: u64,
+    key: Vec<u8>,
+}
+
+impl Headers {
+    /// Where the members of the sample at `place` begin, or what comes first of the end of the archive, the end of the
+    /// file and anything that is no header of a plain file: a reader that begins there tells which.
+    fn find(&mut self, file: &File, place: u64) -> io::Result<u64> {
+        const BLOCK: u64 = 512;
+        let mut header = [0; BLOCK as usize];
+        loop {
+            match file.read_exact_at(&mut header, self.offset) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(self.offset),
+                read => read?,
+            }
+            // ustar: the name first, the size in octal digits at 124, the kind at 156.
+            let name = header[..100].split(|&byte| byte == b'.').next().unwrap_or_default();
+            let begins = name != self.key;
+            if begins && self.samples == place || header[156] != b'0' {
+                return Ok(self.offset);
+            }
+            if begins {
+                self.samples += 1;
+                self.key = name.to_vec();
+            }
+            let digits = header[124..136].iter().take_while(|digit| matches!(digit, b'0'..=b'7'));
+            let size = digits.fold(0, |size, digit| size << 3 | u64::from(digit - b'0'));
+            self.offset += BLOCK + size.next_multiple_of(BLOCK);
         }
-        // ustar: the name first, the size in octal digits at 124, the kind at 156.
-        let name = header[..100].split(|&byte| byte == b'.').next().unwrap_or_default();
-        let digits = header[124..136].iter().take_while(|digit| matches!(digit, b'0'..=b'7'));
-        let size = digits.fold(0, |size, digit| size << 3 | u64::from(digit - b'0'));
-        if name != key {
-            samples += 1;
-            key = name.to_vec();
-        }
-        if samples > place || header[156] != b'0' {
-            return Ok(offset);
-        }
-        offset += BLOCK + size.next_multiple_of(BLOCK);
     }
 }
 
@@ -355,15 +376,18 @@ mod tests {
         let samples = samples(7);
         write(dir.path(), "000000.tar", &samples);
         let path = dir.path().join("000000.tar");
-        let at = |place| ShardReader::sample_at(File::open(&path).unwrap(), &path, place);
-        for (place, sample) in (0..).zip(&samples) {
-            assert_eq!(at(place).unwrap().as_ref(), Some(sample), "{place}");
+        let at = |places: &[u64]| -> Vec<_> {
+            ShardReader::samples_at(File::open(&path).unwrap(), path.clone(), places.iter().copied()).collect()
+        };
+        for places in [&[0][..], &[6], &[0, 1, 2, 3, 4, 5, 6], &[1, 2, 5], &[3, 3]] {
+            for (&place, sample) in places.iter().zip(at(places)) {
+                assert_eq!(sample.unwrap().as_ref(), Some(&samples[place as usize]), "{place} of {places:?}");
+            }
         }
-        assert_eq!(at(7).unwrap(), None);
+        assert!(matches!(at(&[6, 7])[..], [Ok(Some(_)), Ok(None)]));
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert_eq!(at(0).unwrap().as_ref(), Some(&samples[0]));
-        assert!(matches!(at(6), Err(Error::Truncated { .. })));
+        assert!(matches!(&at(&[0, 6])[..], [Ok(Some(_)), Err(Error::Truncated { .. })]));
     }
 
     #[test]
