@@ -148,10 +148,7 @@ impl<'a> Assembler<'a> {
         let (record, file) = self.journal.read(location)?;
         self.tally.bring(&record);
         let verdict = match self.judge(&record, &file) {
-            Ok(measured) => {
-                let (shard, place) = self.file(sample(&record.candidate, measured, file, self.stored))?;
-                Verdict::Kept { shard, place }
-            }
+            Ok(measured) => self.file(sample(&record.candidate, measured, file, self.stored))?,
             Err(rejection) => Verdict::Rejected(rejection),
         };
         let entry = Entry { record, verdict };
@@ -193,8 +190,8 @@ impl<'a> Assembler<'a> {
         }
     }
 
-    /// Adds a sample to the open shard, or to a new one.
-    fn file(&mut self, sample: Sample) -> Result<(u64, u64)> {
+    /// Adds a sample to the open shard, or to a new one, and tells where.
+    fn file(&mut self, sample: Sample) -> Result<Verdict> {
         let shard = match &mut self.shard {
             Some(shard) => shard,
             none => {
@@ -203,10 +200,10 @@ impl<'a> Assembler<'a> {
                 none.insert(OpenShard { writer, number, bytes: 0 })
             }
         };
-        let place = shard.writer.count();
+        let kept = Verdict::Kept { shard: shard.number, place: shard.writer.count(), offset: shard.writer.offset() };
         shard.bytes += sample.parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
         shard.writer.push(sample)?;
-        Ok((shard.number, place))
+        Ok(kept)
     }
 
     /// Publishes the open shard, then the part of the ledger that names it, then forgets the frames behind it.

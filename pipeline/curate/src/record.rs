@@ -76,6 +76,8 @@ pub enum Verdict {
         shard: u64,
         /// Position in it, from 0.
         place: u64,
+        /// The byte at which it begins.
+        offset: u64,
     },
     /// It is none.
     Rejected(Rejection),

@@ -123,7 +123,7 @@ impl StoredRun {
             return Ok(originals);
         }
         self.ledger.entries(|_, entry| {
-            if let (Verdict::Kept { shard, place }, Answer::Image(measured)) = (entry.verdict, entry.record.answer)
+            if let (Verdict::Kept { shard, place, .. }, Answer::Image(measured)) = (entry.verdict, entry.record.answer)
                 && copied.contains(&measured.sha256)
             {
                 originals.insert(measured.sha256, (shard, place));
@@ -174,7 +174,7 @@ fn answer(
     measured.rejection = judge(&measured, recipe).err();
     let place = match verdict {
         _ if measured.rejection.is_some() => None,
-        Verdict::Kept { shard, place } => Some((shard, place)),
+        Verdict::Kept { shard, place, .. } => Some((shard, place)),
         Verdict::Rejected(rejection) if rejection.reason == EXACT => originals.get(&measured.sha256).copied(),
         Verdict::Rejected(_) => None,
     };

@@ -249,7 +249,7 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], thumbnails: &T
         let _ = writeln!(
             html,
             "<figure><img alt=\"\" src=\"data:image/jpeg;base64,{}\"><figcaption>{:.1} &middot; {} &middot; {}</figcaption></figure>",
-            STANDARD.encode(&thumbnails[&(picture.shard, picture.place)]),
+            STANDARD.encode(&thumbnails[&(picture.shard, picture.offset)]),
             picture.sharpness,
             picture.key,
             encode_text(&picture.caption),
@@ -258,19 +258,19 @@ fn pictures(html: &mut String, title: &str, pictures: &[Picture], thumbnails: &T
     html.push_str("</div>\n");
 }
 
-/// Small JPEGs by the shard and the place of their samples.
+/// Small JPEGs by the shard of their samples and where these begin in it.
 type Thumbnails = BTreeMap<(u64, u64), Vec<u8>>;
 
 /// The thumbnails of some samples. Each shard is opened, or fetched, once.
 fn thumbnails<'a>(pictures: impl Iterator<Item = &'a Picture>, target: &Target) -> Result<Thumbnails> {
     let mut by_shard: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
-    for Picture { shard, place, .. } in pictures {
-        by_shard.entry(*shard).or_default().insert(*place);
+    for Picture { shard, offset, .. } in pictures {
+        by_shard.entry(*shard).or_default().insert(*offset);
     }
-    let of_shard = |(shard, places): (u64, BTreeSet<u64>)| {
-        let samples = target.samples(&format!("{shard:06}.tar"), places.iter().copied())?;
-        let thumbnails = places.iter().zip(samples).par_bridge();
-        thumbnails.map(|(&place, sample)| Ok(((shard, place), thumbnail(sample?.as_ref())))).collect()
+    let of_shard = |(shard, offsets): (u64, BTreeSet<u64>)| {
+        let samples = target.samples(&format!("{shard:06}.tar"), offsets.iter().copied())?;
+        let thumbnails = offsets.iter().zip(samples).par_bridge();
+        thumbnails.map(|(&offset, sample)| Ok(((shard, offset), thumbnail(sample?.as_ref())))).collect()
     };
     let thumbnails: Vec<Thumbnails> = by_shard.into_par_iter().map(of_shard).collect::<Result<_>>()?;
     Ok(thumbnails.into_iter().flatten().collect())

@@ -98,7 +98,7 @@ fn rejection(entry: &Entry) -> Option<&Rejection> {
 
 fn place(entry: &Entry) -> Option<(u64, u64)> {
     match entry.verdict {
-        Verdict::Kept { shard, place } => Some((shard, place)),
+        Verdict::Kept { shard, place, .. } => Some((shard, place)),
         Verdict::Rejected(_) => None,
     }
 }

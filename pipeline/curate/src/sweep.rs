@@ -78,11 +78,12 @@ fn make_anew(number: u64, entries: &mut [Entry], tally: &mut Tally, target: &Tar
         .map(|e| e.record.candidate.key.to_string())
         .collect();
     let mut writer = ShardWriter::create(target.folder().join(SHARDS), name.clone())?;
-    let mut places = HashMap::new();
+    let mut kept_at = HashMap::new();
     for sample in target.open(&name)? {
         let sample = sample?;
         if !dropped.contains(&sample.key) {
-            places.insert(sample.key.clone(), writer.count());
+            let kept = Verdict::Kept { shard: number, place: writer.count(), offset: writer.offset() };
+            kept_at.insert(sample.key.clone(), kept);
             writer.push(sample)?;
         }
     }
@@ -94,7 +95,7 @@ fn make_anew(number: u64, entries: &mut [Entry], tally: &mut Tally, target: &Tar
         } else {
             let missing =
                 || Error::inconsistent(&target.folder().join(SHARDS).join(&name), format!("has no sample {key}"));
-            Verdict::Kept { shard: number, place: *places.get(&key).ok_or_else(missing)? }
+            kept_at.remove(&key).ok_or_else(missing)?
         };
     }
     Ok(writer.finish()?)

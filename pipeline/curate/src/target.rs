@@ -155,17 +155,17 @@ impl Target {
         Ok(ShardReader::of_file(file, path))
     }
 
-    /// The samples at `places` of a shard, which rise from 0; `None` where there are fewer.
+    /// The samples that begin at these bytes of a shard; `None` at its end.
     ///
     /// # Errors
     /// As [`open`](Target::open), and each what reading it finds.
-    pub fn samples<P: IntoIterator<Item = u64>>(
+    pub fn samples<O: IntoIterator<Item = u64>>(
         &self,
         name: &str,
-        places: P,
-    ) -> Result<impl Iterator<Item = Result<Option<Sample>>> + use<P>> {
+        offsets: O,
+    ) -> Result<impl Iterator<Item = Result<Option<Sample>>> + use<O>> {
         let (file, path) = self.file(name)?;
-        Ok(ShardReader::samples_at(file, path, places).map(|sample| Ok(sample?)))
+        Ok(ShardReader::samples_at(file, path, offsets).map(|sample| Ok(sample?)))
     }
 
     /// Proves a shard; see [`shards::shard::verify`].

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 
 use serde::{Deserialize, Serialize};
 use webdataset::TarWriter;
@@ -39,6 +39,8 @@ pub struct ShardWriter {
     path: PathBuf,
     name: String,
     count: u64,
+    /// Bytes that the sink was given.
+    written: Arc<AtomicU64>,
 }
 
 type Sink = HashingWriter<BufWriter<AtomicFile>>;
@@ -53,13 +55,14 @@ impl ShardWriter {
         let path = folder.as_ref().join(&name);
         let sink = HashingWriter::new(BufWriter::with_capacity(1 << 20, AtomicFile::create(&path)?));
         let (sender, returned) = mpsc::sync_channel(1);
-        let sink = ReturningSink { sink: Some(sink), home: sender };
+        let written = Arc::default();
+        let sink = ReturningSink { sink: Some(sink), home: sender, written: Arc::clone(&written) };
         let archive = TarWriter::new(Box::new(sink), Compression::None)
             .map_err(|e| writing(&path, e))?
             .with_owner("", "")
             .with_mtime(Some(0))
             .with_mode(0o644);
-        Ok(ShardWriter { archive, returned, path, name, count: 0 })
+        Ok(ShardWriter { archive, returned, path, name, count: 0, written })
     }
 
     /// Adds a sample.
@@ -82,12 +85,17 @@ impl ShardWriter {
         self.count
     }
 
+    /// The bytes so far: where the next sample begins.
+    pub fn offset(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Ends the archive and publishes it.
     ///
     /// # Errors
     /// [`Error::Io`]; nothing is then published.
     pub fn finish(self) -> Result<ShardEntry> {
-        let ShardWriter { archive, returned, path, name, count } = self;
+        let ShardWriter { archive, returned, path, name, count, .. } = self;
         archive.close().map_err(|e| writing(&path, e))?;
         let lost = || Error::Malformed { path: path.clone(), reason: "the archive kept its file".into() };
         let (buffer, sha256, bytes) = returned.try_recv().map_err(|_| lost())?.finish();
@@ -113,11 +121,14 @@ fn writing(path: &Path, error: webdataset::Error) -> Error {
 struct ReturningSink {
     sink: Option<Sink>,
     home: mpsc::SyncSender<Sink>,
+    written: Arc<AtomicU64>,
 }
 
 impl Write for ReturningSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sink.as_mut().map_or(Err(io::ErrorKind::BrokenPipe.into()), |sink| sink.write(bytes))
+        let written = self.sink.as_mut().map_or(Err(io::ErrorKind::BrokenPipe.into()), |sink| sink.write(bytes))?;
+        self.written.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -167,24 +178,18 @@ impl ShardReader {
         ShardReader { entries: TarEntries::new(reader), ended, path, pending: None, last_key: None, done: false }
     }
 
-    /// The samples at `places`, which rise from 0, of a shard that is open already; of those between them only the
-    /// headers are read, once. `None` where the shard has fewer. Errors call it `path`.
+    /// The samples that begin at these bytes of a shard that is open already; `None` at its end. Errors call it `path`.
     ///
     /// Each is [`Error::Io`], or what reading the sample finds.
-    pub fn samples_at<P: IntoIterator<Item = u64>>(
+    pub fn samples_at<O: IntoIterator<Item = u64>>(
         file: File,
         path: PathBuf,
-        places: P,
-    ) -> impl Iterator<Item = Result<Option<Sample>>> + use<P> {
-        // Nothing is read ahead between headers: it would be most of the shard. Advice that is not taken costs nothing else.
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
-        let mut headers = Headers::default();
-        places.into_iter().map(move |place| {
-            let file = headers.find(&file, place).and_then(|offset| {
-                let mut file = file.try_clone()?;
-                file.seek(SeekFrom::Start(offset)).map(|_| file)
-            });
-            ShardReader::of_file(file.map_err(Error::io("read", &path))?, &path).next().transpose()
+        offsets: O,
+    ) -> impl Iterator<Item = Result<Option<Sample>>> + use<O> {
+        offsets.into_iter().map(move |offset| {
+            let at = |mut file: File| file.seek(SeekFrom::Start(offset)).map(|_| file);
+            let file = file.try_clone().and_then(at).map_err(Error::io("read", &path))?;
+            ShardReader::of_file(file, &path).next().transpose()
         })
     }
 
@@ -243,44 +248,6 @@ impl Iterator for ShardReader {
         let item = self.advance().transpose();
         self.done = !matches!(item, Some(Ok(_)));
         item
-    }
-}
-
-/// A walk along the headers of a shard.
-#[derive(Default)]
-struct Headers {
-    /// The next one.
-    offset: u64,
-    /// The samples that began before it, and the key of the last.
-    samples: u64,
-    key: Vec<u8>,
-}
-
-impl Headers {
-    /// Where the members of the sample at `place` begin, or what comes first of the end of the archive, the end of the
-    /// file and anything that is no header of a plain file: a reader that begins there tells which.
-    fn find(&mut self, file: &File, place: u64) -> io::Result<u64> {
-        const BLOCK: u64 = 512;
-        let mut header = [0; BLOCK as usize];
-        loop {
-            match file.read_exact_at(&mut header, self.offset) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(self.offset),
-                read => read?,
-            }
-            // ustar: the name first, the size in octal digits at 124, the kind at 156.
-            let name = header[..100].split(|&byte| byte == b'.').next().unwrap_or_default();
-            let begins = name != self.key;
-            if begins && self.samples == place || header[156] != b'0' {
-                return Ok(self.offset);
-            }
-            if begins {
-                self.samples += 1;
-                self.key = name.to_vec();
-            }
-            let digits = header[124..136].iter().take_while(|digit| matches!(digit, b'0'..=b'7'));
-            let size = digits.fold(0, |size, digit| size << 3 | u64::from(digit - b'0'));
-            self.offset += BLOCK + size.next_multiple_of(BLOCK);
-        }
     }
 }
 
@@ -371,23 +338,32 @@ mod tests {
     }
 
     #[test]
-    fn each_sample_is_found_by_its_place() {
+    fn each_sample_is_found_where_it_was_said_to_begin() {
         let dir = tempfile::tempdir().unwrap();
         let samples = samples(7);
-        write(dir.path(), "000000.tar", &samples);
-        let path = dir.path().join("000000.tar");
-        let at = |places: &[u64]| -> Vec<_> {
-            ShardReader::samples_at(File::open(&path).unwrap(), path.clone(), places.iter().copied()).collect()
+        let mut writer = ShardWriter::create(dir.path(), "000000.tar").unwrap();
+        let offset_of = |sample: &Sample| {
+            let offset = writer.offset();
+            writer.push(sample.clone()).unwrap();
+            offset
         };
-        for places in [&[0][..], &[6], &[0, 1, 2, 3, 4, 5, 6], &[1, 2, 5], &[3, 3]] {
-            for (&place, sample) in places.iter().zip(at(places)) {
-                assert_eq!(sample.unwrap().as_ref(), Some(&samples[place as usize]), "{place} of {places:?}");
+        let offsets: Vec<u64> = samples.iter().map(offset_of).collect();
+        let end = writer.offset();
+        writer.finish().unwrap();
+        let path = dir.path().join("000000.tar");
+        let at = |offsets: &[u64]| -> Vec<_> {
+            ShardReader::samples_at(File::open(&path).unwrap(), path.clone(), offsets.iter().copied()).collect()
+        };
+        for order in [&[0, 1, 2, 3, 4, 5, 6][..], &[6, 0, 3, 3]] {
+            let found = at(&order.iter().map(|&place: &usize| offsets[place]).collect::<Vec<_>>());
+            for (place, sample) in order.iter().zip(found) {
+                assert_eq!(sample.unwrap().as_ref(), Some(&samples[*place]), "{place} of {order:?}");
             }
         }
-        assert!(matches!(at(&[6, 7])[..], [Ok(Some(_)), Ok(None)]));
+        assert!(matches!(at(&[offsets[6], end])[..], [Ok(Some(_)), Ok(None)]));
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert!(matches!(&at(&[0, 6])[..], [Ok(Some(_)), Err(Error::Truncated { .. })]));
+        assert!(matches!(at(&[0, offsets[6]])[..], [Ok(Some(_)), Err(Error::Truncated { .. })]));
     }
 
     #[test]

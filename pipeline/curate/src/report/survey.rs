@@ -94,8 +94,8 @@ pub struct Picture {
     pub sharpness: f64,
     /// Number of its shard.
     pub shard: u64,
-    /// Position in it.
-    pub place: u64,
+    /// The byte at which it begins there.
+    pub offset: u64,
 }
 
 /// How a quantity is spread over kept and rejected images.
@@ -246,13 +246,13 @@ impl Survey {
             sizes.images += 1;
             sizes.swapped += u64::from(claimed.width == real.height && claimed.height == real.width);
         }
-        if let (Verdict::Kept { shard, place }, Some(pixels)) = (&entry.verdict, measured.pixels) {
+        if let (Verdict::Kept { shard, offset, .. }, Some(pixels)) = (&entry.verdict, measured.pixels) {
             let picture = Picture {
                 key: candidate.key,
                 caption: candidate.caption.text.clone(),
                 sharpness: pixels.sharpness.whole,
                 shard: *shard,
-                place: *place,
+                offset: *offset,
             };
             insert(&mut self.sharpest, picture.clone(), |a, b| a > b);
             insert(&mut self.blurriest, picture, |a, b| a < b);
