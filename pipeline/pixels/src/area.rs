@@ -40,6 +40,8 @@ pub(crate) struct Shrink {
 
 /// What becomes of a row.
 enum Columns {
+    /// The mean of each two.
+    Halves,
     Taps(Taps),
     Spans(Vec<Span>),
 }
@@ -56,7 +58,7 @@ impl Shrink {
         Self {
             height,
             to_height,
-            columns: Taps::of(&spans, width).map_or(Columns::Spans(spans), Columns::Taps),
+            columns: Columns::of(spans, width),
             next: 0,
             target: 0,
             span: Span::new(0, height, to_height),
@@ -116,9 +118,21 @@ fn add<T: Copy + Into<f32>, const N: usize>(sums: &mut [f32], rows: &[T], weight
 }
 
 impl Columns {
+    fn of(spans: Vec<Span>, width: usize) -> Self {
+        if width == 2 * spans.len() {
+            return Self::Halves;
+        }
+        Taps::of(&spans, width).map_or(Self::Spans(spans), Self::Taps)
+    }
+
     #[inline(always)]
     fn weigh<S: Simd>(&self, simd: S, samples: &[f32], row: &mut [f32]) {
         match self {
+            Self::Halves => {
+                for (two, out) in samples.as_chunks::<2>().0.iter().zip(row) {
+                    *out = two[0] * 0.5 + two[1] * 0.5;
+                }
+            }
             Self::Taps(taps) => taps.weigh(simd, samples, row),
             Self::Spans(spans) => {
                 for (span, out) in spans.iter().zip(row) {
