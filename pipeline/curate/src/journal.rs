@@ -21,7 +21,8 @@ use std::fs;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use serde::de::DeserializeOwned;
 use shards::atomic::create_folder;
@@ -43,7 +44,11 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 pub struct Journal {
     folder: PathBuf,
     segments: Mutex<Segments>,
+    /// What is being deleted, beside the run: to give up a gigabyte of cached pages takes a tenth of a second.
+    removal: Mutex<Option<Removal>>,
 }
+
+type Removal = JoinHandle<Result<(), StorageError>>;
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +103,7 @@ impl Journal {
         }
         // Old segments are never appended to: what follows a torn frame would not be read again.
         let segments = Mutex::new(Segments { open, current: next });
-        Ok((Journal { folder: folder.to_owned(), segments }, held))
+        Ok((Journal { folder: folder.to_owned(), segments, removal: Mutex::default() }, held))
     }
 
     /// Appends an answer.
@@ -109,7 +114,7 @@ impl Journal {
         let record = serde_json::to_vec(record).expect("a record has a JSON form");
         let file = image.map_or(&[][..], |image| &image.bytes);
         let head = head(&record, file.len(), image.map_or_else(|| ContentHash::of(&[]), |image| image.sha256));
-        let mut segments = self.lock();
+        let mut segments = lock(&self.segments);
         let (number, segment) = self.writable(&mut segments)?;
         let location = Location {
             segment: number,
@@ -138,7 +143,7 @@ impl Journal {
     pub fn read(&self, location: Location) -> Result<(Record, Vec<u8>)> {
         let path = segment_path(&self.folder, location.segment);
         let file = {
-            let segments = self.lock();
+            let segments = lock(&self.segments);
             let segment = segments.open.get(&location.segment);
             segment.map(|s| s.file.clone()).ok_or_else(|| Error::inconsistent(&path, "was deleted too early"))?
         };
@@ -152,26 +157,34 @@ impl Journal {
         Ok((record, image))
     }
 
-    /// Notes that the frames at `locations` are in published shards, and deletes segments that hold no others.
+    /// Notes that the frames at `locations` are in published shards, and begins to delete segments that hold no others.
     ///
     /// # Errors
-    /// [`Error::Storage`].
+    /// [`Error::Storage`] where segments that were released before could not be deleted.
     pub fn release(&self, locations: &[Location]) -> Result<()> {
-        let mut segments = self.lock();
+        self.settle()?;
+        let mut segments = lock(&self.segments);
         for location in locations {
             if let Some(segment) = segments.open.get_mut(&location.segment) {
                 segment.live -= 1;
             }
         }
         let current = segments.current;
-        let done: Vec<u64> =
-            segments.open.iter().filter(|(n, s)| s.live == 0 && **n != current).map(|(n, _)| *n).collect();
-        for number in done {
-            segments.open.remove(&number);
-            let path = segment_path(&self.folder, number);
-            fs::remove_file(&path).map_err(StorageError::io("remove", &path))?;
-        }
+        let is_done = |number: u64, segment: &mut Segment| segment.live == 0 && number != current;
+        let done = segments.open.extract_if(.., |number, segment| is_done(*number, segment));
+        let paths: Vec<PathBuf> = done.map(|(number, _)| segment_path(&self.folder, number)).collect();
+        let remove = move || paths.iter().try_for_each(|p| fs::remove_file(p).map_err(StorageError::io("remove", p)));
+        *lock(&self.removal) = Some(thread::spawn(remove));
         Ok(())
+    }
+
+    /// Waits until what was released is deleted.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn settle(&self) -> Result<()> {
+        let removal = lock(&self.removal).take();
+        Ok(removal.map_or(Ok(()), |removal| removal.join().expect("deleting does not panic"))?)
     }
 
     /// The segment to append to, with its number.
@@ -191,11 +204,11 @@ impl Journal {
         };
         Ok((number, segment))
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Segments> {
-        // A panic while the lock is held leaves the map as it was: every change is a single insert or remove.
-        self.segments.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while a lock is held leaves what it guards as it was: every change is a single insert or remove.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn head(record: &[u8], file_len: usize, file: ContentHash) -> [u8; HEAD] {
@@ -338,8 +351,10 @@ mod tests {
         drop(journal);
         let (journal, held) = Journal::open(dir.path(), None).unwrap();
         journal.release(&[held[&key(1)]]).unwrap();
+        journal.settle().unwrap();
         assert_eq!(numbered_files(dir.path()).unwrap(), [0]);
         journal.release(&[held[&key(2)]]).unwrap();
+        journal.settle().unwrap();
         assert!(numbered_files(dir.path()).unwrap().is_empty());
         append(&journal, 3, b"x");
         assert_eq!(numbered_files(dir.path()).unwrap(), [1], "numbers are not used twice");

@@ -115,6 +115,7 @@ pub fn curate(recipe: Recipe, folder: &Folder, answers: Answers, stop: &Stop) ->
         return Err(Error::inconsistent(&folder.root, format!("the rows do not add up: {totals:?}")));
     }
     let totals = publish(folder, &target, &recipe, &ledger, totals, fingerprint)?;
+    journal.settle()?;
     remove_journal(folder)?;
     Ok(Outcome::Finished(totals))
 }
