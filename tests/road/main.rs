@@ -46,6 +46,8 @@ fn a_clone_builds_its_own_programs_beside_another() {
     }
     for clone in &clones {
         let cache = format!("STEPDOWN_CACHE={}", cache.display());
+        // Or it would be brought into that cache.
+        assert!(std::env::var_os("LIBTORCH").is_some(), "run the tests with `make test`, which says where libtorch is");
         succeed(make_in(clone).args(["build", &cache]).output().expect("make is installed"));
     }
     let programs = fs::read_dir(cache.join("clones")).unwrap().map(|clone| clone.unwrap().path().join("release/toy"));

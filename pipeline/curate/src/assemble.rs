@@ -200,7 +200,8 @@ impl<'a> Assembler<'a> {
                 none.insert(OpenShard { writer, number, bytes: 0 })
             }
         };
-        let kept = Verdict::Kept { shard: shard.number, place: shard.writer.count(), offset: shard.writer.offset() };
+        let kept =
+            Verdict::Kept { shard: shard.number, place: shard.writer.count(), offset: Some(shard.writer.offset()) };
         shard.bytes += sample.parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
         shard.writer.push(sample)?;
         Ok(kept)

@@ -163,6 +163,18 @@ impl Journal {
     /// [`Error::Storage`] where segments that were released before could not be deleted.
     pub fn release(&self, locations: &[Location]) -> Result<()> {
         self.settle()?;
+        let paths = self.take_published(locations);
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let remove = move || paths.iter().try_for_each(|p| fs::remove_file(p).map_err(StorageError::io("remove", p)));
+        let removal = thread::Builder::new().name("journal".into()).spawn(remove);
+        *lock(&self.removal) = Some(removal.map_err(StorageError::io("clear", &self.folder))?);
+        Ok(())
+    }
+
+    /// Counts the frames at `locations` as published, and takes the segments out that hold no others.
+    fn take_published(&self, locations: &[Location]) -> Vec<PathBuf> {
         let mut segments = lock(&self.segments);
         for location in locations {
             if let Some(segment) = segments.open.get_mut(&location.segment) {
@@ -170,12 +182,8 @@ impl Journal {
             }
         }
         let current = segments.current;
-        let is_done = |number: u64, segment: &mut Segment| segment.live == 0 && number != current;
-        let done = segments.open.extract_if(.., |number, segment| is_done(*number, segment));
-        let paths: Vec<PathBuf> = done.map(|(number, _)| segment_path(&self.folder, number)).collect();
-        let remove = move || paths.iter().try_for_each(|p| fs::remove_file(p).map_err(StorageError::io("remove", p)));
-        *lock(&self.removal) = Some(thread::spawn(remove));
-        Ok(())
+        let done = segments.open.extract_if(.., |&number, segment| segment.live == 0 && number != current);
+        done.map(|(number, _)| segment_path(&self.folder, number)).collect()
     }
 
     /// Waits until what was released is deleted.
@@ -184,7 +192,7 @@ impl Journal {
     /// [`Error::Storage`].
     pub fn settle(&self) -> Result<()> {
         let removal = lock(&self.removal).take();
-        Ok(removal.map_or(Ok(()), |removal| removal.join().expect("deleting does not panic"))?)
+        Ok(removal.map_or(Ok(()), |removal| removal.join().unwrap_or(Ok(())))?)
     }
 
     /// The segment to append to, with its number.
@@ -206,8 +214,15 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Whoever opens the folder next must not meet files that are about to go.
+        let _ = self.settle();
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while a lock is held leaves what it guards as it was: every change is a single insert or remove.
+    // After a panic under the lock a segment counts too many frames at worst, and stays for longer.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -76,8 +76,9 @@ pub enum Verdict {
         shard: u64,
         /// Position in it, from 0.
         place: u64,
-        /// The byte at which it begins.
-        offset: u64,
+        /// The byte at which it begins; finished runs of earlier versions do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
     },
     /// It is none.
     Rejected(Rejection),

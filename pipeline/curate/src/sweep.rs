@@ -82,7 +82,7 @@ fn make_anew(number: u64, entries: &mut [Entry], tally: &mut Tally, target: &Tar
     for sample in target.open(&name)? {
         let sample = sample?;
         if !dropped.contains(&sample.key) {
-            let kept = Verdict::Kept { shard: number, place: writer.count(), offset: writer.offset() };
+            let kept = Verdict::Kept { shard: number, place: writer.count(), offset: Some(writer.offset()) };
             kept_at.insert(sample.key.clone(), kept);
             writer.push(sample)?;
         }

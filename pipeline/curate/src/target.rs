@@ -158,7 +158,7 @@ impl Target {
     /// The samples that begin at these bytes of a shard; `None` at its end.
     ///
     /// # Errors
-    /// As [`open`](Target::open), and each what reading it finds.
+    /// As [`open`](Target::open). An item fails with what reading its sample finds.
     pub fn samples<O: IntoIterator<Item = u64>>(
         &self,
         name: &str,

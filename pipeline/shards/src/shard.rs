@@ -180,7 +180,7 @@ impl ShardReader {
 
     /// The samples that begin at these bytes of a shard that is open already; `None` at its end. Errors call it `path`.
     ///
-    /// Each is [`Error::Io`], or what reading the sample finds.
+    /// An item fails with [`Error::Io`], or with what reading its sample finds.
     pub fn samples_at<O: IntoIterator<Item = u64>>(
         file: File,
         path: PathBuf,

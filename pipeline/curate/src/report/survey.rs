@@ -246,13 +246,13 @@ impl Survey {
             sizes.images += 1;
             sizes.swapped += u64::from(claimed.width == real.height && claimed.height == real.width);
         }
-        if let (Verdict::Kept { shard, offset, .. }, Some(pixels)) = (&entry.verdict, measured.pixels) {
+        if let (&Verdict::Kept { shard, offset: Some(offset), .. }, Some(pixels)) = (&entry.verdict, measured.pixels) {
             let picture = Picture {
                 key: candidate.key,
                 caption: candidate.caption.text.clone(),
                 sharpness: pixels.sharpness.whole,
-                shard: *shard,
-                offset: *offset,
+                shard,
+                offset,
             };
             insert(&mut self.sharpest, picture.clone(), |a, b| a > b);
             insert(&mut self.blurriest, picture, |a, b| a < b);

@@ -123,9 +123,10 @@ mod tests {
     /// None of these is left to the general decoder, and what luma alone gives is what all planes give.
     #[test]
     fn the_usual_kinds_are_read_here() {
-        for name in ["420", "422", "444", "gray", "restart", "progressive", "444_progressive", "gray_progressive"] {
-            let path = format!("{}/../../tests/fixtures/pixels/jpeg_{name}.jpg", env!("CARGO_MANIFEST_DIR"));
-            let bytes = std::fs::read(path).unwrap();
+        let sequential = ["420", "422", "444", "gray", "restart", "scans"];
+        let progressive = ["progressive", "444_progressive", "gray_progressive", "scans_progressive"];
+        for name in sequential.into_iter().chain(progressive) {
+            let bytes = fixture(name);
             let jpeg = container::jpeg(&bytes).unwrap();
             let (Outcome::Decoded(planes), Outcome::Decoded(luma)) = (planes(&jpeg), luma(&jpeg)) else {
                 panic!("{name} is not read");
@@ -135,6 +136,26 @@ mod tests {
             assert!(matches!(luma_rows(&jpeg, &mut |row| rows.extend_from_slice(row)), Outcome::Decoded(())), "{name}");
             assert_eq!(rows, luma.samples, "{name}");
             assert!(matches!(check(&jpeg), Outcome::Decoded(())), "{name}");
+        }
+    }
+    fn fixture(name: &str) -> Vec<u8> {
+        let path = format!("{}/../../tests/fixtures/pixels/jpeg_{name}.jpg", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path).unwrap()
+    }
+
+    /// What comes behind whole scans and is not known here is for the general decoder, unless they are damaged.
+    #[test]
+    fn damage_is_told_apart_from_what_is_not_read_here() {
+        for name in ["scans", "progressive", "scans_progressive"] {
+            let whole = fixture(name);
+            let end = whole.len() - 2;
+            let strange = [&whole[..end], &[0xFF, 0xC8, 0, 2], &whole[end..]].concat();
+            assert!(matches!(luma(&container::jpeg(&strange).unwrap()), Outcome::NotThisCase), "{name}");
+            // Before the end of its last scan, a byte less.
+            let cut = [&strange[..end - 1], &strange[end..]].concat();
+            assert!(matches!(luma(&container::jpeg(&cut).unwrap()), Outcome::Damaged), "{name}");
+            let cut = [&whole[..end - 1], &whole[end..]].concat();
+            assert!(matches!(luma(&container::jpeg(&cut).unwrap()), Outcome::Damaged), "{name}");
         }
     }
 }

@@ -174,6 +174,9 @@ impl<'a> Band<'a> {
         let width = self.size.0;
         for blocks in self.blocks.chunks_exact(self.across) {
             let whole = self.missing.min(8);
+            if whole == 0 {
+                return;
+            }
             self.missing -= whole;
             let samples = match &mut self.out {
                 Out::Plane(samples) => {
