@@ -336,12 +336,13 @@ impl Collection<'_> {
                 Some(stored) => stored.answer(to_fetch, self.recipe, self.journal, &worker.answered, self.stop),
                 None => network.block_on(worker.run(to_fetch)),
             });
-            scope.spawn(|| self.show(&finished));
+            let showing = scope.spawn(|| self.show(&finished));
             let assembled = self.assemble(assembler, held, order, &answers);
             // The other threads may wait for this one: an error has to reach them before they are joined.
             let assembled = assembled.map_err(|error| self.stop.raise(error)).ok();
             let scanned = scanning.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             finished.store(true, Relaxed);
+            showing.thread().unpark();
             (scanned, assembled)
         });
         network.shutdown_background();
@@ -425,7 +426,7 @@ impl Collection<'_> {
         let mut display = Display::new(self.tables.rows());
         while !finished.load(Relaxed) {
             display.update(self.progress);
-            thread::sleep(STOP_POLL);
+            thread::park_timeout(STOP_POLL);
         }
         display.finish();
     }

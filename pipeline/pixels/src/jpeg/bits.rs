@@ -1,7 +1,17 @@
 //! The bits of entropy-coded data: the byte stuffing is taken out first, so that 64 bits can be
 //! loaded at once from anywhere.
 
+use std::cell::Cell;
+
 use super::huffman::{Code, extended};
+
+/// The largest buffer that is kept for the next image.
+const MAX_SPARE: usize = 16 << 20;
+
+thread_local! {
+    /// The buffer of the thread's last [`Entropy`]: in a new one the kernel has to clear every page before it is written.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Bits from the highest down, loaded eight bytes at a time.
 #[derive(Clone)]
@@ -105,7 +115,9 @@ impl Entropy {
     /// Reads up to the next marker that is no restart; `None` if there is none, or if restart
     /// markers come out of turn. More segments than are `expected` are counted and not kept.
     pub(super) fn read(coded: &[u8], expected: usize) -> Option<Self> {
-        let mut bytes = Vec::with_capacity(coded.len() + 8);
+        let mut bytes = SPARE.take();
+        bytes.clear();
+        bytes.reserve(coded.len() + 8);
         let mut segments = Vec::new();
         let (mut rest, mut start, mut count) = (coded, 0, 0);
         loop {
@@ -134,18 +146,35 @@ impl Entropy {
             start = bytes.len();
             if !matches!(marker, 0xD0..=0xD7) {
                 bytes.extend_from_slice(&[0; 8]);
-                // Of several scans each has its own, and all are there at once.
-                bytes.shrink_to_fit();
                 let is_whole = count == expected;
                 return Some(Self { bytes, segments, is_whole, coded_bytes: coded.len() - marked.len(), marker });
             }
         }
     }
 
+    /// The same in a buffer of its own size, for when many are held at once.
+    pub(super) fn compact(mut self) -> Self {
+        let own = self.bytes.as_slice().to_vec();
+        give_back(std::mem::replace(&mut self.bytes, own));
+        self
+    }
+
     /// The segment at this place among those between restart markers.
     pub(super) fn segment(&self, at: usize) -> Option<Bits<'_>> {
         self.segments.get(at).map(|&(start, end)| Bits::new(&self.bytes, start, end))
     }
+}
+
+impl Drop for Entropy {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Keeps the larger of a buffer and the spare one.
+fn give_back(buffer: Vec<u8>) {
+    let spare = SPARE.take();
+    SPARE.set(if (spare.capacity()..=MAX_SPARE).contains(&buffer.capacity()) { buffer } else { spare });
 }
 
 #[cfg(test)]
@@ -184,5 +213,17 @@ mod tests {
         assert!(entropy.is_whole && ![1, 3].iter().any(|&count| Entropy::read(&coded, count).unwrap().is_whole));
         assert!(Entropy::read(&[1, 0xFF, 0xD1, 2, 0xFF, 0xD9], 2).is_none(), "a restart out of turn");
         assert!(Entropy::read(&[1, 2, 3], 1).is_none());
+    }
+
+    #[test]
+    fn a_buffer_that_serves_again_holds_nothing_of_before() {
+        let long = [&[7; 100][..], &[0xFF, 0xD9]].concat();
+        let first = Entropy::read(&long, 1).unwrap();
+        let place = first.bytes.as_ptr();
+        let compact = first.compact();
+        let short = Entropy::read(&[1, 2, 0xFF, 0xD9], 1).unwrap();
+        assert_eq!(short.bytes.as_ptr(), place, "the same buffer");
+        assert_eq!(short.bytes, [&[1, 2][..], &[0; 8]].concat());
+        assert_eq!(compact.bytes, [&[7; 100][..], &[0; 8]].concat());
     }
 }

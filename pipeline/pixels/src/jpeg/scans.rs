@@ -84,7 +84,7 @@ pub(super) fn decode<'a>(
         let entropy = Entropy::read(scan.coded, way.segments()).filter(|entropy| entropy.is_whole);
         let entropy = entropy.ok_or(Stop::Damaged)?;
         segments.skip_coded(entropy.coded_bytes);
-        scans.push((scan, way, entropy));
+        scans.push((scan, way, entropy.compact()));
         next = segments.next_scan();
     }
     // Where nothing comes of the file, it is still told apart whether its data up to there is damaged.
