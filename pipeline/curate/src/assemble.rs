@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use pixels::{Format, PerceptualHash};
 use serde::Serialize;
 use shards::index::SHARDS;
@@ -15,7 +16,7 @@ use crate::caption::Rule;
 use crate::counts::Counts;
 use crate::duplicates::Duplicates;
 use crate::error::Result;
-use crate::journal::{Journal, Location};
+use crate::journal::{Buffer, Journal, Location};
 use crate::ledger::{Entry, Ledger, Part};
 use crate::reason::{Duplicate, Reason, Stored};
 use crate::recipe::{Recipe, ShardRules, Store};
@@ -38,6 +39,8 @@ pub struct Assembler<'a> {
     part: Option<Part>,
     /// Frames that the open part needs.
     in_part: Vec<Location>,
+    /// What files are read into.
+    buffer: Buffer,
 }
 
 /// What the rows so far came to, and what later rows are judged by.
@@ -137,6 +140,7 @@ impl<'a> Assembler<'a> {
             shard: None,
             part: None,
             in_part: Vec::new(),
+            buffer: Buffer::default(),
         }
     }
 
@@ -145,7 +149,7 @@ impl<'a> Assembler<'a> {
     /// # Errors
     /// [`Error::Storage`](crate::error::Error::Storage).
     pub fn push(&mut self, location: Location) -> Result<bool> {
-        let (record, file) = self.journal.read(location)?;
+        let (record, file) = self.journal.read(location, &mut self.buffer)?;
         self.tally.bring(&record);
         let verdict = match self.judge(&record, &file) {
             Ok(measured) => self.file(sample(&record.candidate, measured, file, self.stored))?,
@@ -233,7 +237,7 @@ fn look(measured: &Measured) -> u64 {
     measured.pixels.map_or(0, |p| p.perceptual_hash)
 }
 
-fn sample(candidate: &Candidate, measured: &Measured, image: Vec<u8>, stored: Store) -> Sample {
+fn sample(candidate: &Candidate, measured: &Measured, image: Bytes, stored: Store) -> Sample {
     let record = SampleRecord {
         key: candidate.key,
         source: candidate.key.source,
@@ -260,5 +264,5 @@ fn sample(candidate: &Candidate, measured: &Measured, image: Vec<u8>, stored: St
     Sample::new(candidate.key.to_string())
         .with(extension, image)
         .with("json", json)
-        .with("txt", candidate.caption.text.as_bytes())
+        .with("txt", candidate.caption.text.clone())
 }

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use shards::atomic::create_folder;
 use shards::hash::HashingWriter;
@@ -136,11 +137,11 @@ impl Journal {
         Ok(location)
     }
 
-    /// The answer at `location`, and the image file where one was stored.
+    /// The answer at `location`, and in `buffer` the image file where one was stored.
     ///
     /// # Errors
     /// [`Error::Storage`]; [`Error::Inconsistent`] where the bytes are no longer those that were written.
-    pub fn read(&self, location: Location) -> Result<(Record, Vec<u8>)> {
+    pub fn read(&self, location: Location, buffer: &mut Buffer) -> Result<(Record, Bytes)> {
         let path = segment_path(&self.folder, location.segment);
         let file = {
             let segments = lock(&self.segments);
@@ -148,10 +149,11 @@ impl Journal {
             segment.map(|s| s.file.clone()).ok_or_else(|| Error::inconsistent(&path, "was deleted too early"))?
         };
         let mut record = vec![0; location.record_len as usize];
-        let mut image = vec![0; usize::try_from(location.file_len).expect("it was in memory once")];
+        let file_len = usize::try_from(location.file_len).expect("it was in memory once");
         let at = location.offset + HEAD as u64;
-        file.read_exact_at(&mut record, at)
-            .and_then(|()| file.read_exact_at(&mut image, at + u64::from(location.record_len)))
+        let image = file
+            .read_exact_at(&mut record, at)
+            .and_then(|()| buffer.fill(file_len, |to| file.read_exact_at(to, at + u64::from(location.record_len))))
             .map_err(StorageError::io("read", &path))?;
         let record = parse(&record).map_err(|e| Error::inconsistent(&path, e))?;
         Ok((record, image))
@@ -211,6 +213,23 @@ impl Journal {
             }
         };
         Ok((number, segment))
+    }
+}
+
+/// Room for one file at a time: of a new megabyte for each the kernel has to clear every page first.
+#[derive(Debug, Default)]
+pub struct Buffer(Bytes);
+
+impl Buffer {
+    /// Fills `length` bytes, over those of the last time where these are no longer held.
+    fn fill(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
+        let mut room = Vec::from(std::mem::take(&mut self.0));
+        if room.len() < length {
+            room = vec![0; length];
+        }
+        fill(&mut room[..length])?;
+        self.0 = room.into();
+        Ok(self.0.slice(..length))
     }
 }
 
@@ -320,17 +339,32 @@ mod tests {
     fn answers_come_back_in_this_process_and_in_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, held) = Journal::open(dir.path(), None).unwrap();
+        let mut buffer = Buffer::default();
         assert!(held.is_empty());
         for row in [5, 3, 4] {
             let location = append(&journal, row, &[row as u8; 100]);
-            assert_eq!(journal.read(location).unwrap(), (record(row), vec![row as u8; 100]));
+            assert_eq!(journal.read(location, &mut buffer).unwrap(), (record(row), vec![row as u8; 100].into()));
         }
         drop(journal);
         let (journal, held) = Journal::open(dir.path(), Some(key(3))).unwrap();
         assert_eq!(held.keys().copied().collect::<Vec<_>>(), [key(4), key(5)]);
-        assert_eq!(journal.read(held[&key(5)]).unwrap(), (record(5), vec![5; 100]));
+        assert_eq!(journal.read(held[&key(5)], &mut buffer).unwrap(), (record(5), vec![5; 100].into()));
         let location = journal.append(&record(6), None).unwrap();
-        assert_eq!(journal.read(location).unwrap(), (record(6), vec![]));
+        assert_eq!(journal.read(location, &mut buffer).unwrap(), (record(6), Bytes::new()));
+    }
+
+    #[test]
+    fn a_buffer_is_filled_again_once_its_bytes_are_gone() {
+        let mut buffer = Buffer::default();
+        let mut fill = |with: u8, length| buffer.fill(length, |to| Ok(to.fill(with))).unwrap();
+        let first = fill(1, 10);
+        let (place, second) = (first.as_ptr(), fill(2, 8));
+        assert_eq!((&first[..], &second[..]), (&[1; 10][..], &[2; 8][..]), "what is held is left alone");
+        assert_ne!(second.as_ptr(), place);
+        let place = second.as_ptr();
+        drop(second);
+        let third = fill(3, 4);
+        assert_eq!((third.as_ptr(), &third[..]), (place, &[3; 4][..]));
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Files<'_> {
         self.open = Some(open);
         let image = sample.and_then(|s| s.parts.into_iter().find(|part| !matches!(part.ext.as_str(), "json" | "txt")));
         let bytes = image.map(|part| part.bytes).ok_or_else(|| missing(Path::new(&name), place))?;
-        Ok(File { sha256: ContentHash::of(&bytes), bytes: bytes.into() })
+        Ok(File { sha256: ContentHash::of(&bytes), bytes: Vec::from(bytes).into() })
     }
 }
 

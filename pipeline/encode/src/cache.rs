@@ -239,7 +239,7 @@ mod tests {
             (CONDITIONING, b"{}".to_vec()),
         ] {
             let mut bad = good.clone();
-            bad.parts.iter_mut().find(|part| part.ext == ext).unwrap().bytes = bytes;
+            bad.parts.iter_mut().find(|part| part.ext == ext).unwrap().bytes = bytes.into();
             let message = LatentSample::from_sample(&bad).unwrap_err().to_string();
             assert!(message.contains("s00-000000001") && message.contains(ext), "{message}");
             let mut without = good.clone();

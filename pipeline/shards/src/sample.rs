@@ -1,5 +1,7 @@
 //! One sample: a key and the parts filed under it.
 
+use bytes::Bytes;
+
 use crate::{Error, Result};
 
 /// One member of a sample: `KEY.extension` in the archive.
@@ -8,7 +10,7 @@ pub struct Part {
     /// What follows the key's dot, `jpg` or `latent.npy`.
     pub ext: String,
     /// The member's content.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 /// A key and its parts, sorted by extension as they lie in the archive.
@@ -29,7 +31,7 @@ impl Sample {
 
     /// With one more part, kept in order.
     #[must_use]
-    pub fn with(mut self, ext: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Sample {
+    pub fn with(mut self, ext: impl Into<String>, bytes: impl Into<Bytes>) -> Sample {
         let part = Part { ext: ext.into(), bytes: bytes.into() };
         let at = self.parts.partition_point(|p| p.ext < part.ext);
         self.parts.insert(at, part);
@@ -38,7 +40,7 @@ impl Sample {
 
     /// The part under `ext`.
     pub fn part(&self, ext: &str) -> Option<&[u8]> {
-        self.parts.iter().find(|p| p.ext == ext).map(|p| p.bytes.as_slice())
+        self.parts.iter().find(|p| p.ext == ext).map(|p| &*p.bytes)
     }
 
     /// The part under `ext`, which the caller cannot do without.

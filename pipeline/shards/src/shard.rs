@@ -73,7 +73,7 @@ impl ShardWriter {
         sample.validate()?;
         let mut record = webdataset::Sample::with_key(sample.key);
         for Part { ext, bytes } in sample.parts {
-            record.insert(ext, webdataset::Value::Bytes(bytes.into()));
+            record.insert(ext, webdataset::Value::Bytes(bytes));
         }
         self.archive.write(&record).map_err(|e| writing(&self.path, e))?;
         self.count += 1;
@@ -207,7 +207,7 @@ impl ShardReader {
             let Some((key, ext)) = entry.name.split_once('.') else {
                 return Err(self.malformed(format!("member {:?} has no extension", entry.name)));
             };
-            let part = Part { ext: ext.to_owned(), bytes: entry.data };
+            let part = Part { ext: ext.to_owned(), bytes: entry.data.into() };
             match &mut self.pending {
                 Some(sample) if sample.key == key => sample.parts.push(part),
                 _ => {
