@@ -313,7 +313,7 @@ fn every_kind_of_channels_becomes_rgb() {
     let world = World::new();
     let sample = |name: &str, extension: &'static str| {
         let bytes = fs::read(fixture("pixels").join(format!("{name}.{extension}"))).unwrap();
-        Sample::new(name).with(extension, bytes).with("txt", name)
+        Sample::new(name).with(extension, bytes).with("txt", name.to_owned())
     };
     world.curate(&[vec![
         sample("png_gray", "png"),
