@@ -356,7 +356,13 @@ mod tests {
     #[test]
     fn a_buffer_is_filled_again_once_its_bytes_are_gone() {
         let mut buffer = Buffer::default();
-        let mut fill = |with: u8, length| buffer.fill(length, |to| Ok(to.fill(with))).unwrap();
+        let mut fill = |with: u8, length| {
+            let write = |to: &mut [u8]| {
+                to.fill(with);
+                Ok(())
+            };
+            buffer.fill(length, write).unwrap()
+        };
         let first = fill(1, 10);
         let (place, second) = (first.as_ptr(), fill(2, 8));
         assert_eq!((&first[..], &second[..]), (&[1; 10][..], &[2; 8][..]), "what is held is left alone");
