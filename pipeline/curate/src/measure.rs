@@ -160,3 +160,32 @@ fn judge_sharpness(found: Sharpness, rules: SharpnessRules) -> Result<(), Reject
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::DOCUMENT;
+
+    /// An image whose sharpness misses the threshold by a third, however it would have been stored.
+    #[test]
+    fn a_near_miss_is_turned_down_for_its_sharpness_and_has_a_thumbnail() {
+        let rgb = (0..256 * 256).flat_map(|i: u32| [(i.wrapping_mul(2_654_435_761) >> 24) as u8; 3]).collect();
+        let body = pixels::encode_jpeg(&pixels::Image::new(256, 256, rgb), 95);
+        for store in ["\"original\"", "{ square_jpeg = { side = 96, quality = 90 } }"] {
+            let folder = tempfile::tempdir().unwrap();
+            let limits = pixels::Limits { max_bytes: 1 << 20, max_pixels: 1 << 20, max_side: 1 << 10 };
+            let threshold = pixels::measure(&body, &limits).unwrap().sharpness.whole * 1.5;
+            let text = format!(
+                "[fetch]\nuser_agent = \"test/1.0 (+https://example.org)\"\n[image]\nmin_side = 64\nstore = {store}\n\
+                 [sharpness]\nmin_whole = {threshold}\n[[source]]\nkind = \"laion\"\npaths = [\"/t\"]\n"
+            );
+            std::fs::write(folder.path().join(DOCUMENT), text).unwrap();
+            let recipe = Recipe::read(folder.path(), folder.path()).unwrap();
+            let (Answer::Image(measured), None) = measure(&body, &recipe) else { panic!("not turned down") };
+            assert_eq!(measured.rejection.unwrap().reason, Reason::Image(reason::Image::Blurred));
+            let thumbnail = STANDARD.decode(measured.thumbnail.unwrap()).unwrap();
+            let thumbnail = pixels::probe(&thumbnail, &limits).unwrap();
+            assert_eq!((thumbnail.width, thumbnail.height), (THUMBNAIL_SIDE, THUMBNAIL_SIDE));
+        }
+    }
+}

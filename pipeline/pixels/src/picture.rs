@@ -76,7 +76,7 @@ impl Luma {
     pub fn square_jpeg(&self, side: u32, quality: u8) -> Vec<u8> {
         let size = (self.width(), self.height());
         let plane = Plane { width: size.0 as usize, height: size.1 as usize, samples: self.samples().to_vec() };
-        let gray = Plane { samples: vec![128; (side * side) as usize], width: side as usize, height: side as usize };
+        let gray = gray_chroma(side);
         encode_planes(&square_of_plane(&plane, (1, 1), size, side, side), [&gray, &gray], quality)
     }
 }
@@ -100,20 +100,38 @@ impl Picture {
             Colours::Image(image) => encode_jpeg(&fit(&image, side, side, Anchor::CENTER).image, quality),
             Colours::Chroma(chroma) => {
                 let half = side.div_ceil(2);
-                let gray = || Plane {
-                    width: half as usize,
-                    height: half as usize,
-                    samples: vec![128; (half * half) as usize],
-                };
                 let luma = Plane { width: size.0 as usize, height: size.1 as usize, samples: self.luma.into_samples() };
                 let [cb, cr] = match chroma {
                     Some(chroma) => {
                         chroma.map(|Chroma { plane, step }| square_of_plane(&plane, step, size, side, half))
                     }
-                    None => [gray(), gray()],
+                    None => [gray_chroma(side), gray_chroma(side)],
                 };
                 encode_planes(&square_of_plane(&luma, (1, 1), size, side, side), [&cb, &cr], quality)
             }
+        }
+    }
+}
+
+/// Either plane of chroma of a grey square of `side` x `side` pixels.
+fn gray_chroma(side: u32) -> Plane {
+    let half = side.div_ceil(2) as usize;
+    Plane { width: half, height: half, samples: vec![128; half * half] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Limits, decode_luma};
+
+    #[test]
+    fn a_square_of_luma_alone_is_a_gray_jpeg_of_even_and_odd_sides() {
+        let luma = Luma::new(40, 30, (0..40 * 30).map(|i| (i % 40 * 6) as u8).collect());
+        let limits = Limits { max_bytes: 1 << 20, max_pixels: 1 << 20, max_side: 1 << 10 };
+        for side in [16, 15] {
+            let square = decode_luma(&luma.square_jpeg(side, 90), &limits).unwrap();
+            assert_eq!((square.width(), square.height()), (side, side));
+            assert!(square.samples()[0] < square.samples()[side as usize - 1], "the slope along the rows");
         }
     }
 }
