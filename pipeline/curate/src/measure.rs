@@ -14,8 +14,6 @@ use crate::row::Size;
 
 /// The part of a threshold from which on what misses it is worth a thumbnail.
 const NEARLY: f64 = 0.5;
-const THUMBNAIL_SIDE: u32 = 160;
-const THUMBNAIL_QUALITY: u8 = 70;
 
 /// The image file of a sample.
 #[derive(Debug)]
@@ -55,7 +53,8 @@ pub fn judge_limits(measured: &Measured, rules: &ImageRules) -> Result<(), Rejec
 
 fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File<'a>>), DecodeError> {
     let limits = recipe.image.limits(&recipe.fetch);
-    let header = pixels::probe(body, &limits)?;
+    let opened = pixels::open(body, &limits)?;
+    let header = opened.header();
     let mut measured = Measured {
         format: header.format,
         size: Size { width: header.width, height: header.height },
@@ -73,7 +72,7 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
     }
     let file = match recipe.image.store {
         Store::Original => {
-            measured.pixels = Some(pixels::measure(body, &limits)?.into());
+            measured.pixels = Some(opened.measure()?.into());
             measured.rejection = judge(&measured, recipe).err();
             // Few images are worth it, and the measures take no plane of luma: it is decoded once more.
             if is_near_miss(&measured, recipe) {
@@ -82,7 +81,7 @@ fn inspect<'a>(body: &'a [u8], recipe: &Recipe) -> Result<(Measured, Option<File
             File { bytes: body.into(), sha256: measured.sha256 }
         }
         Store::SquareJpeg { side, quality } => {
-            let picture = pixels::decode_picture(body, &limits)?;
+            let picture = opened.picture()?;
             measured.pixels = Some(pixels::Measures::of(picture.luma()).into());
             measured.rejection = judge(&measured, recipe).err();
             if measured.rejection.is_some() {
@@ -105,7 +104,7 @@ fn is_near_miss(measured: &Measured, recipe: &Recipe) -> bool {
 
 /// What the report shows of it.
 fn thumbnail(luma: &pixels::Luma) -> String {
-    STANDARD.encode(luma.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY))
+    STANDARD.encode(luma.thumbnail())
 }
 
 impl From<pixels::Measures> for PixelMeasures {
@@ -185,7 +184,7 @@ mod tests {
             assert_eq!(measured.rejection.unwrap().reason, Reason::Image(reason::Image::Blurred));
             let thumbnail = STANDARD.decode(measured.thumbnail.unwrap()).unwrap();
             let thumbnail = pixels::probe(&thumbnail, &limits).unwrap();
-            assert_eq!((thumbnail.width, thumbnail.height), (THUMBNAIL_SIDE, THUMBNAIL_SIDE));
+            assert_eq!((thumbnail.width, thumbnail.height), (pixels::THUMBNAIL_SIDE, pixels::THUMBNAIL_SIDE));
         }
     }
 }

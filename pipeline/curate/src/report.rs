@@ -26,8 +26,6 @@ use survey::{ClaimedSizes, Content, Histogram, NearMiss, Picture, Survey};
 /// The file's name in `RUN/curated`.
 pub const REPORT: &str = "report.html";
 
-const THUMBNAIL_SIDE: u32 = 160;
-const THUMBNAIL_QUALITY: u8 = 80;
 const HOSTS: usize = 12;
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>curate: report</title>\n<style>
@@ -282,5 +280,5 @@ fn thumbnail(sample: Option<&Sample>) -> Vec<u8> {
     // Whatever was kept once was within the recipe's limits.
     let limits = Limits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_side: u32::MAX };
     let decoded = image.and_then(|part| pixels::decode_picture(&part.bytes, &limits).ok());
-    decoded.map_or_else(Vec::new, |picture| picture.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY))
+    decoded.map_or_else(Vec::new, |picture| picture.thumbnail())
 }

@@ -9,7 +9,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::container::{self, Jpeg};
-use crate::format::{Opened, Orientation, Other, open};
+use crate::format::{Kind, Opened, Orientation, Other, open};
 use crate::jpeg::{self, Outcome, Planes};
 use crate::measures::OfRows;
 use crate::{DecodeError, Format, Image, Limits, Luma, Measures, color};
@@ -22,12 +22,12 @@ const MAX_JPEG_SCANS: usize = 64;
 /// # Errors
 /// Every variant of [`DecodeError`]. Never panics, whatever the bytes.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
+    let opened = open(bytes, limits)?;
     caught(bytes, || {
-        let opened = open(bytes, limits)?;
         let header = opened.header();
-        let stored = match opened {
-            Opened::Jpeg(jpeg) => jpeg_rgb(&jpeg, Profile::Applied)?,
-            Opened::Other(other) => other_rgb(other, Profile::Applied)?,
+        let stored = match opened.kind {
+            Kind::Jpeg(jpeg) => jpeg_rgb(&jpeg, Profile::Applied)?,
+            Kind::Other(other) => other_rgb(other, Profile::Applied)?,
         };
         let (stored_width, _) = stored_size(header.width, header.height, header.orientation);
         let rgb = upright::<3>(stored, stored_width as usize, header.orientation);
@@ -42,45 +42,55 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_luma(bytes: &[u8], limits: &Limits) -> Result<Luma, DecodeError> {
+    let opened = open(bytes, limits)?;
     caught(bytes, || {
-        let opened = open(bytes, limits)?;
         let header = opened.header();
         let (width, height) = stored_size(header.width, header.height, header.orientation);
         let luma_of = |rgb| Image::new(width, height, rgb).luma().into_samples();
-        let stored = match opened {
-            Opened::Jpeg(jpeg) => match jpeg_luma(&jpeg)? {
+        let stored = match opened.kind {
+            Kind::Jpeg(jpeg) => match jpeg_luma(&jpeg)? {
                 Some(luma) => luma,
                 None => luma_of(jpeg_rgb(&jpeg, Profile::Ignored)?),
             },
-            Opened::Other(other) => luma_of(other_rgb(other, Profile::Ignored)?),
+            Kind::Other(other) => luma_of(other_rgb(other, Profile::Ignored)?),
         };
         let samples = upright::<1>(stored, width as usize, header.orientation);
         Ok(Luma::new(header.width, header.height, samples))
     })
 }
 
-/// Measures what [`decode_luma`] decodes, with the same checks. An upright JPEG is measured while it is decoded, row by
-/// row.
+/// What [`Opened::measure`] measures of a file.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn measure(bytes: &[u8], limits: &Limits) -> Result<Measures, DecodeError> {
-    let measured_in_rows = caught(bytes, || match open(bytes, limits)? {
-        Opened::Jpeg(jpeg)
-            if Orientation::of_jpeg(&jpeg) == Orientation::UPRIGHT && has_luma(&jpeg_decoder(&jpeg)?) =>
-        {
-            let mut measures = OfRows::new((jpeg.width as usize, jpeg.height as usize));
-            match jpeg::luma_rows(&jpeg, &mut |row| measures.push(row)) {
-                Outcome::Decoded(()) => Ok(Some(measures.finish())),
-                Outcome::Damaged => Err(damaged()),
-                Outcome::NotThisCase => Ok(None),
+    open(bytes, limits)?.measure()
+}
+
+impl Opened<'_> {
+    /// Measures what [`decode_luma`] decodes, with the same checks. An upright JPEG is measured while it is decoded, row
+    /// by row.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn measure(&self) -> Result<Measures, DecodeError> {
+        let measured_in_rows = caught(self.bytes, || match &self.kind {
+            Kind::Jpeg(jpeg)
+                if Orientation::of_jpeg(jpeg) == Orientation::UPRIGHT && has_luma(&jpeg_decoder(jpeg)?) =>
+            {
+                let mut measures = OfRows::new((jpeg.width as usize, jpeg.height as usize));
+                match jpeg::luma_rows(jpeg, &mut |row| measures.push(row)) {
+                    Outcome::Decoded(()) => Ok(Some(measures.finish())),
+                    Outcome::Damaged => Err(damaged()),
+                    Outcome::NotThisCase => Ok(None),
+                }
             }
+            _ => Ok(None),
+        })?;
+        match measured_in_rows {
+            Some(measures) => Ok(measures),
+            None => decode_luma(self.bytes, &self.limits).map(|luma| Measures::of(&luma)),
         }
-        _ => Ok(None),
-    })?;
-    match measured_in_rows {
-        Some(measures) => Ok(measures),
-        None => decode_luma(bytes, limits).map(|luma| Measures::of(&luma)),
     }
 }
 

@@ -7,6 +7,7 @@ use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 
 use crate::DecodeError;
 use crate::container::{self, Jpeg};
+use crate::decode::caught;
 
 /// What an image may ask for. Checked against the header, before any allocation of its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,18 +109,23 @@ pub struct Header {
     pub orientation: Orientation,
 }
 
-/// Reads format, size and orientation without decoding the pixels, walks the file's structure to
-/// its end, and holds the size against the limits.
+/// Reads format, size and orientation without decoding the pixels: the [header](Opened::header) of what [`open`] opens.
 ///
 /// # Errors
-/// As [`decode`](crate::decode), as far as this tells: a truncated file is found here, a corrupt
-/// bit in the pixels is not.
+/// As [`open`].
 pub fn probe(bytes: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
     Ok(open(bytes, limits)?.header())
 }
 
-/// A file whose structure is whole and whose size is within the limits.
-pub(crate) enum Opened<'a> {
+/// A file whose structure is whole and whose size is within the limits. Its pixels are still to be decoded.
+pub struct Opened<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) limits: Limits,
+    pub(crate) kind: Kind<'a>,
+}
+
+/// What is known of a file before its pixels are decoded, by the decoder that it is for.
+pub(crate) enum Kind<'a> {
     Jpeg(Jpeg<'a>),
     Other(Other<'a>),
 }
@@ -132,18 +138,29 @@ pub(crate) struct Other<'a> {
 }
 
 impl Opened<'_> {
-    pub(crate) fn header(&self) -> Header {
-        let (format, (width, height), orientation) = match self {
-            Self::Jpeg(jpeg) => (Format::Jpeg, (jpeg.width, jpeg.height), Orientation::of_jpeg(jpeg)),
-            Self::Other(other) => (other.format, other.decoder.dimensions(), other.orientation),
+    /// What the file says of itself.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        let (format, (width, height), orientation) = match &self.kind {
+            Kind::Jpeg(jpeg) => (Format::Jpeg, (jpeg.width, jpeg.height), Orientation::of_jpeg(jpeg)),
+            Kind::Other(other) => (other.format, other.decoder.dimensions(), other.orientation),
         };
         let (width, height) = if orientation.swaps_sides() { (height, width) } else { (width, height) };
         Header { format, width, height, orientation }
     }
 }
 
-/// Tells the format, walks the structure and checks the size.
-pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Opened<'a>, DecodeError> {
+/// Tells the format, walks the file's structure to its end, and holds the size against the limits.
+///
+/// # Errors
+/// As [`decode`](crate::decode), as far as this tells: a truncated file is found here, a corrupt
+/// bit in the pixels is not. Never panics, whatever the bytes.
+pub fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Opened<'a>, DecodeError> {
+    let kind = caught(bytes, || kind_of(bytes, limits))?;
+    Ok(Opened { bytes, limits: *limits, kind })
+}
+
+fn kind_of<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Kind<'a>, DecodeError> {
     if bytes.len() > limits.max_bytes {
         return Err(DecodeError::TooLarge { bytes: bytes.len(), limit: limits.max_bytes });
     }
@@ -151,7 +168,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Opened<'a>, D
         Format::Jpeg => {
             let jpeg = container::jpeg(bytes)?;
             limits.admit(jpeg.width, jpeg.height)?;
-            Ok(Opened::Jpeg(jpeg))
+            Ok(Kind::Jpeg(jpeg))
         }
         format => {
             container::whole(format, bytes)?;
@@ -177,7 +194,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Opened<'a>, D
                 .ok()
                 .flatten()
                 .map_or(Orientation::UPRIGHT, |tiff| Orientation::from_tiff(&tiff));
-            Ok(Opened::Other(Other { format, decoder, orientation }))
+            Ok(Kind::Other(Other { format, decoder, orientation }))
         }
     }
 }

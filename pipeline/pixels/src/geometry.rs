@@ -128,6 +128,22 @@ pub(crate) fn square_of_plane(
     resample(plane, &columns, &rows)
 }
 
+/// Means of each `by` x `by` samples, rows of `width`. Fewer than so many to the right and below are left out.
+pub(crate) fn reduced(samples: &[u8], width: usize, by: usize) -> Plane {
+    let (to_width, to_height) = (width / by, samples.len() / width / by);
+    let area = (by * by) as u32;
+    let mut means = Vec::with_capacity(to_width * to_height);
+    let mut sums = vec![0_u32; width];
+    for rows in samples.chunks_exact(by * width) {
+        sums.fill(0);
+        for row in rows.chunks_exact(width) {
+            sums.iter_mut().zip(row).for_each(|(sum, &sample)| *sum += u32::from(sample));
+        }
+        means.extend(sums.chunks_exact(by).map(|sums| ((sums.iter().sum::<u32>() + area / 2) / area) as u8));
+    }
+    Plane { width: to_width, height: to_height, samples: means }
+}
+
 fn crop(image: Image, left: u32, top: u32, width: u32, height: u32) -> Image {
     if (image.width(), image.height()) == (width, height) {
         return image;
@@ -142,6 +158,17 @@ fn crop(image: Image, left: u32, top: u32, width: u32, height: u32) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reduced_plane_has_the_means_of_whole_squares() {
+        // Five by five, of which the last row and column are no whole square's.
+        let samples: Vec<u8> = (0..25).collect();
+        let halves = reduced(&samples, 5, 2);
+        // (0 + 1 + 5 + 6) / 4 and so on.
+        assert_eq!((halves.width, halves.height, &halves.samples[..]), (2, 2, &[3, 5, 13, 15][..]));
+        assert_eq!(reduced(&samples, 5, 1).samples, samples);
+        assert_eq!(reduced(&[255; 49], 7, 7).samples, [255]);
+    }
 
     /// Each pixel says where it is.
     fn map(width: u32, height: u32) -> Image {

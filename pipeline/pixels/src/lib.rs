@@ -3,7 +3,8 @@
 //! The input is hostile. Its kind is told by its first bytes, its size is read from its header
 //! and held against [`Limits`] before anything of that size is allocated, a truncated file is an
 //! error however much of it could be shown, and a panic inside a decoder costs that one image:
-//! [`decode`], [`decode_luma`] and [`measure`] never unwind into their caller.
+//! [`open`], [`decode`], [`decode_luma`] and [`measure`] never unwind into their caller. Who wants
+//! to know what a file says of itself before deciding about its pixels [`open`]s it.
 //!
 //! | stored as | becomes |
 //! |---|---|
@@ -49,10 +50,10 @@ mod sharpness;
 pub use decode::{decode, decode_luma, measure};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::DecodeError;
-pub use format::{Format, Header, Limits, Orientation, probe};
+pub use format::{Format, Header, Limits, Opened, Orientation, open, probe};
 pub use geometry::{Anchor, Filter, Framed, fit, resize};
 pub use measures::Measures;
 pub use perceptual::{PerceptualHash, perceptual_hash};
-pub use picture::{Picture, decode_picture};
+pub use picture::{Picture, THUMBNAIL_SIDE, decode_picture};
 pub use raster::{Image, Luma};
 pub use sharpness::{SHARPNESS_VERSION, Sharpness, sharpness};

@@ -6,7 +6,7 @@ use crate::perceptual::Hashing;
 use crate::sharpness::Measuring;
 use crate::{Luma, PerceptualHash, Sharpness, perceptual_hash, sharpness};
 
-/// What [`measure`](crate::measure) measures.
+/// What is measured of an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measures {
     /// How sharp the image is.

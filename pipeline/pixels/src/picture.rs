@@ -5,8 +5,8 @@ use image::ImageDecoder;
 use crate::container::Jpeg;
 use crate::decode::{caught, jpeg_planes, rgb_of, stored_size, upright};
 use crate::encode::encode_planes;
-use crate::format::{Opened, Orientation, open};
-use crate::geometry::{Anchor, square_of_plane};
+use crate::format::{Kind, Opened, Orientation, open};
+use crate::geometry::{Anchor, reduced, square_of_plane};
 use crate::jpeg::{Chroma, Plane};
 use crate::{DecodeError, Image, Limits, Luma, color, decode, decode_luma, encode_jpeg, fit};
 
@@ -26,27 +26,36 @@ enum Colours {
     Image(Image),
 }
 
-/// Decodes once what [`decode`] and [`decode_luma`] decode, with the same checks.
+/// The [picture](Opened::picture) of a file.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn decode_picture(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
-    caught(bytes, || {
-        let mut opened = open(bytes, limits)?;
-        let has_profile = match &mut opened {
-            Opened::Jpeg(jpeg) => {
-                if let Some(picture) = of_planes(jpeg)? {
-                    return Ok(picture);
+    open(bytes, limits)?.picture()
+}
+
+impl Opened<'_> {
+    /// Decodes once what [`decode`] and [`decode_luma`] decode, with the same checks.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn picture(mut self) -> Result<Picture, DecodeError> {
+        caught(self.bytes, || {
+            let has_profile = match &mut self.kind {
+                Kind::Jpeg(jpeg) => {
+                    if let Some(picture) = of_planes(jpeg)? {
+                        return Ok(picture);
+                    }
+                    jpeg.icc_profile().is_some()
                 }
-                jpeg.icc_profile().is_some()
-            }
-            Opened::Other(other) => other.decoder.icc_profile().ok().flatten().is_some(),
-        };
-        let image = decode(bytes, limits)?;
-        // Profiles are not applied to what is measured.
-        let luma = if has_profile { decode_luma(bytes, limits)? } else { image.luma() };
-        Ok(Picture { luma, colours: Colours::Image(image) })
-    })
+                Kind::Other(other) => other.decoder.icc_profile().ok().flatten().is_some(),
+            };
+            let image = decode(self.bytes, &self.limits)?;
+            // Profiles are not applied to what is measured.
+            let luma = if has_profile { decode_luma(self.bytes, &self.limits)? } else { image.luma() };
+            Ok(Picture { luma, colours: Colours::Image(image) })
+        })
+    }
 }
 
 /// The picture of a JPEG that is coded as luma and chroma.
@@ -67,17 +76,18 @@ fn of_planes(jpeg: &Jpeg<'_>) -> Result<Option<Picture>, DecodeError> {
     Ok(Some(Picture { luma: Luma::new(width, height, luma), colours: Colours::Image(image) }))
 }
 
+/// A thumbnail's side, in pixels.
+pub const THUMBNAIL_SIDE: u32 = 160;
+const THUMBNAIL_QUALITY: u8 = 75;
+
 impl Luma {
-    /// The square in the middle, resized (Lanczos3) to `side` x `side`, as a small grey JPEG at `quality` 1 to 100.
-    ///
-    /// # Panics
-    /// If `side` is 0 or over 65,535.
+    /// The square in the middle as a small grey JPEG, to look at.
     #[must_use]
-    pub fn square_jpeg(&self, side: u32, quality: u8) -> Vec<u8> {
+    pub fn thumbnail(&self) -> Vec<u8> {
         let size = (self.width(), self.height());
-        let plane = Plane { width: size.0 as usize, height: size.1 as usize, samples: self.samples().to_vec() };
-        let gray = gray_chroma(side);
-        encode_planes(&square_of_plane(&plane, (1, 1), size, side, side), [&gray, &gray], quality)
+        let by = thumbnail_reduction(size);
+        let luma = reduced(self.samples(), size.0 as usize, by);
+        planes_square((luma, None), reduced_size(size, by), THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
     }
 }
 
@@ -99,18 +109,45 @@ impl Picture {
         match self.colours {
             Colours::Image(image) => encode_jpeg(&fit(&image, side, side, Anchor::CENTER).image, quality),
             Colours::Chroma(chroma) => {
-                let half = side.div_ceil(2);
                 let luma = Plane { width: size.0 as usize, height: size.1 as usize, samples: self.luma.into_samples() };
-                let [cb, cr] = match chroma {
-                    Some(chroma) => {
-                        chroma.map(|Chroma { plane, step }| square_of_plane(&plane, step, size, side, half))
-                    }
-                    None => [gray_chroma(side), gray_chroma(side)],
-                };
-                encode_planes(&square_of_plane(&luma, (1, 1), size, side, side), [&cb, &cr], quality)
+                planes_square((luma, chroma), size, side, quality)
             }
         }
     }
+
+    /// The square in the middle as a small JPEG, to look at.
+    #[must_use]
+    pub fn thumbnail(self) -> Vec<u8> {
+        let size = (self.luma.width(), self.luma.height());
+        let by = thumbnail_reduction(size);
+        let Self { luma, colours: Colours::Chroma(chroma) } = self else {
+            return self.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY);
+        };
+        let reduced = |plane: &Plane| reduced(&plane.samples, plane.width, by);
+        let luma = reduced(&Plane { width: size.0 as usize, height: size.1 as usize, samples: luma.into_samples() });
+        let chroma = chroma.map(|both| both.map(|Chroma { plane, step }| Chroma { plane: reduced(&plane), step }));
+        planes_square((luma, chroma), reduced_size(size, by), THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
+    }
+}
+
+/// The square in the middle of planes of a picture of this size, resized and encoded.
+fn planes_square((luma, chroma): (Plane, Option<[Chroma; 2]>), size: (u32, u32), side: u32, quality: u8) -> Vec<u8> {
+    let half = side.div_ceil(2);
+    let [cb, cr] = match chroma {
+        Some(chroma) => chroma.map(|Chroma { plane, step }| square_of_plane(&plane, step, size, side, half)),
+        None => [gray_chroma(side), gray_chroma(side)],
+    };
+    encode_planes(&square_of_plane(&luma, (1, 1), size, side, side), [&cb, &cr], quality)
+}
+
+/// By how much an image may be reduced to means so that its thumbnail is still made of twice as many samples along each
+/// side: a filter over all of a large image is most of a thumbnail's work.
+fn thumbnail_reduction((width, height): (u32, u32)) -> usize {
+    (width.min(height) / (2 * THUMBNAIL_SIDE)).max(1) as usize
+}
+
+fn reduced_size((width, height): (u32, u32), by: usize) -> (u32, u32) {
+    (width / by as u32, height / by as u32)
 }
 
 /// Either plane of chroma of a grey square of `side` x `side` pixels.
@@ -122,16 +159,39 @@ fn gray_chroma(side: u32) -> Plane {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Limits, decode_luma};
+
+    const LIMITS: Limits = Limits { max_bytes: 1 << 20, max_pixels: 1 << 22, max_side: 1 << 12 };
+
+    /// Luma that grows along the rows and colours that grow down the columns, so wide and high.
+    fn slope(width: u32, height: u32) -> Image {
+        let pixel = |x: u32, y: u32| [(x * 200 / width) as u8 + 20, (x * 200 / width) as u8 + 20, (y * 200 / height) as u8];
+        Image::new(width, height, (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect())
+    }
 
     #[test]
-    fn a_square_of_luma_alone_is_a_gray_jpeg_of_even_and_odd_sides() {
-        let luma = Luma::new(40, 30, (0..40 * 30).map(|i| (i % 40 * 6) as u8).collect());
-        let limits = Limits { max_bytes: 1 << 20, max_pixels: 1 << 20, max_side: 1 << 10 };
+    fn a_gray_square_has_chroma_of_half_its_side_at_even_and_odd_sides() {
+        let luma = slope(40, 30).luma();
         for side in [16, 15] {
-            let square = decode_luma(&luma.square_jpeg(side, 90), &limits).unwrap();
+            let plane = Plane { width: 40, height: 30, samples: luma.samples().to_vec() };
+            let square = decode_luma(&planes_square((plane, None), (40, 30), side, 90), &LIMITS).unwrap();
             assert_eq!((square.width(), square.height()), (side, side));
             assert!(square.samples()[0] < square.samples()[side as usize - 1], "the slope along the rows");
+        }
+    }
+
+    /// Reduced before it is filtered or not, a thumbnail shows what the square shows.
+    #[test]
+    fn a_thumbnail_is_the_square_in_small() {
+        for (width, height) in [(1300, 1030), (700, 1400), (333, 200), (90, 70)] {
+            let bytes = encode_jpeg(&slope(width, height), 95);
+            let picture = || decode_picture(&bytes, &LIMITS).unwrap();
+            let gray = decode(&picture().luma().thumbnail(), &LIMITS).unwrap();
+            let [square, thumbnail] = [picture().square_jpeg(THUMBNAIL_SIDE, 95), picture().thumbnail()]
+                .map(|jpeg| decode(&jpeg, &LIMITS).unwrap());
+            assert_eq!((thumbnail.width(), thumbnail.height()), (THUMBNAIL_SIDE, THUMBNAIL_SIDE));
+            let furthest = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(furthest(square.rgb(), thumbnail.rgb()) <= 8, "{width} x {height}");
+            assert!(furthest(square.luma().samples(), gray.luma().samples()) <= 8, "{width} x {height}, grey");
         }
     }
 }

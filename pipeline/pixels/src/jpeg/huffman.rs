@@ -1,6 +1,7 @@
 //! Huffman codes: one of up to 11 bits is found with one look in a table, which also tells how
 //! many bits its value has, and nothing on the way from one code to the next waits for a value. A
-//! second table has the values, too: most looks in it give two coefficients at once.
+//! second table has the values, too: most looks in it give two coefficients at once. A third, for
+//! coefficients that nobody wants, has no values and as many coefficients as a look shows.
 
 use std::cell::OnceCell;
 
@@ -64,6 +65,7 @@ pub(super) struct Huffman {
     short: Box<[Code; 1 << LOOK]>,
     /// Made when a scan first asks for it: a file may hold many more tables than it uses.
     looks: OnceCell<Looks>,
+    passes: OnceCell<Passes>,
     /// Longer codes: the code in the highest bits of 16, and what stands behind it, ascending.
     long: Vec<(u16, Code)>,
 }
@@ -99,13 +101,19 @@ impl Huffman {
                 next += step;
             }
         }
-        Some(Self { short, looks: OnceCell::new(), long })
+        Some(Self { short, looks: OnceCell::new(), passes: OnceCell::new(), long })
     }
 
     /// What one look shows of AC coefficients with their values.
     #[inline(always)]
     pub(super) fn looks(&self) -> &Looks {
         self.looks.get_or_init(|| Looks::new(&self.short))
+    }
+
+    /// What one look shows of AC coefficients that are passed over.
+    #[inline(always)]
+    pub(super) fn passes(&self) -> &Passes {
+        self.passes.get_or_init(|| Passes::new(&self.short))
     }
 
     /// The code at the head of the bits.
@@ -192,23 +200,97 @@ impl Look {
     }
 }
 
+/// What each [`LOOK`] bits show where no value is wanted.
+pub(super) struct Passes(Box<[Pass; 1 << LOOK]>);
+
+impl Passes {
+    #[cold]
+    fn new(short: &[Code; 1 << LOOK]) -> Self {
+        let mut passes = Box::new([Pass::NOTHING; 1 << LOOK]);
+        passes.iter_mut().enumerate().for_each(|(head, pass)| *pass = Pass::at(head, short));
+        Self(passes)
+    }
+
+    /// What the head of the bits shows.
+    #[inline(always)]
+    pub(super) fn at(&self, buffer: u64) -> Pass {
+        self.0[(buffer >> (64 - LOOK)) as usize]
+    }
+}
+
+/// As many coefficients as one look shows whole, without their values. Packed: the tables of what is wanted leave little
+/// of the first cache.
+#[derive(Clone, Copy)]
+pub(super) struct Pass(u16);
+
+impl Pass {
+    /// More coefficients than any block has.
+    const NOTHING: Self = Self::new(0, END_OF_BLOCK as usize, false);
+
+    const fn new(bits: u32, coefficients: usize, is_end: bool) -> Self {
+        Self(bits as u16 | (coefficients as u16) << 6 | (is_end as u16) << 15)
+    }
+
+    /// What the highest bits of [`LOOK`] show.
+    fn at(head: usize, short: &[Code; 1 << LOOK]) -> Self {
+        let (mut bits, mut coefficients) = (0, 0);
+        loop {
+            let code = short[head << bits & ((1 << LOOK) - 1)];
+            let is_seen = code.all_bits() != 0 && bits + code.all_bits() <= LOOK;
+            match code.run() as u8 {
+                END_OF_BLOCK if is_seen => return Self::new(bits + code.all_bits(), coefficients, true),
+                run if is_seen && run < END_OF_BLOCK => coefficients += usize::from(run) + 1,
+                _ if bits == 0 => return Self::NOTHING,
+                _ => return Self::new(bits, coefficients, false),
+            }
+            bits += code.all_bits();
+        }
+    }
+
+    /// Bits of all.
+    pub(super) const fn bits(self) -> u32 {
+        self.0 as u32 & 63
+    }
+
+    /// Coefficients that it leads over; where no code is seen, more than can be left of a block.
+    pub(super) const fn coefficients(self) -> usize {
+        (self.0 >> 6 & 0x1FF) as usize
+    }
+
+    /// Whether the block ends behind them.
+    pub(super) const fn is_end(self) -> bool {
+        self.0 >> 15 != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::bits::Bits;
     use super::*;
 
-    /// Whatever bits follow, a look shows what its codes say one after another, and no more than is there.
-    #[test]
-    fn a_look_shows_what_its_codes_say() {
-        // An end, one value, three, a run of sixteen zeros, runs before values, ends of blocks, long codes.
+    /// An end, one value, three, a run of sixteen zeros, runs before values, ends of blocks, long codes.
+    fn table() -> Huffman {
         let mut counts = [0; 16];
         (counts[1], counts[2], counts[3], counts[4], counts[8], counts[13]) = (2, 2, 2, 2, 3, 2);
         let symbols = [0x01, 0x00, 0x02, 0x11, 0xF0, 0x03, 0x21, 0x41, 0x10, 0x75, 0x0A, 0x12, 0x31];
-        let table = Huffman::new(&counts, &symbols, true).unwrap();
-        let (mut twos, mut ends) = (0, 0);
-        for (head, rest) in (0..1 << LOOK).flat_map(|head| [(head, 0), (head, u64::MAX)]) {
+        Huffman::new(&counts, &symbols, true).unwrap()
+    }
+
+    /// Whatever [`LOOK`] bits begin with, and two kinds of bits behind them.
+    fn all_heads() -> impl Iterator<Item = (u64, Vec<u8>)> {
+        (0..1 << LOOK).flat_map(|head| [(head, 0), (head, u64::MAX)]).map(|(head, rest): (u64, u64)| {
             let buffer = head << (64 - LOOK) | rest >> LOOK;
-            let bytes: Vec<u8> = [buffer, rest].iter().flat_map(|word| word.to_be_bytes()).collect();
+            (buffer, [buffer, rest].iter().flat_map(|word| word.to_be_bytes()).collect())
+        })
+    }
+
+    /// Whatever bits follow, a look shows what its codes say one after another, and no more than is there.
+    #[test]
+    fn a_look_shows_what_its_codes_say() {
+        let table = table();
+        let (mut twos, mut ends) = (0, 0);
+        for (buffer, bytes) in all_heads() {
+            let head = buffer >> (64 - LOOK);
             let mut bits = Bits::new(&bytes, 0, bytes.len());
             let mut code = || {
                 bits.refill();
@@ -235,6 +317,38 @@ mod tests {
             assert_eq!((u32::from(look.bits), i32::from(look.second)), (one.all_bits() + bits, second), "{head:b}");
         }
         assert!(twos > 500 && ends > 100, "{twos} {ends}");
+    }
+
+    #[test]
+    fn a_pass_leads_over_what_its_codes_say() {
+        let table = table();
+        let (mut several, mut ends) = (0, 0);
+        for (buffer, bytes) in all_heads() {
+            let mut bits = Bits::new(&bytes, 0, bytes.len());
+            let (mut seen, mut coefficients, mut is_end, mut codes) = (0, 0, false, 0);
+            while !is_end {
+                bits.refill();
+                let Some(code) = table.code(bits.ahead()).filter(|code| seen + code.all_bits() <= LOOK) else {
+                    break;
+                };
+                is_end = code.run() == usize::from(END_OF_BLOCK);
+                if !is_end && code.run() > usize::from(END_OF_BLOCK) {
+                    break;
+                }
+                bits.skip(code.all_bits());
+                seen += code.all_bits();
+                coefficients += if is_end { 0 } else { code.run() + 1 };
+                codes += 1;
+            }
+            if codes == 0 {
+                coefficients = 64;
+            }
+            let pass = table.passes().at(buffer);
+            assert_eq!((pass.bits(), pass.coefficients(), pass.is_end()), (seen, coefficients, is_end), "{buffer:x}");
+            several += u32::from(codes > 2);
+            ends += u32::from(is_end);
+        }
+        assert!(several > 500 && ends > 500, "{several} {ends}");
     }
 
     #[test]

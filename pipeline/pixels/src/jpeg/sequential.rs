@@ -116,30 +116,33 @@ impl Component {
     ) -> Option<()> {
         for y in 0..self.vertical {
             for x in 0..self.horizontal {
-                let is_flat = self.read_block::<KEPT>(bits, prediction, block)?;
+                self.read_mean(bits, prediction)?;
                 if KEPT && let Some(band) = &mut band {
+                    let is_flat = self.read_others(bits, block)?;
                     let samples = band.block(y, column * self.horizontal + x);
                     let read = Coefficients { mean: *prediction as i16, others: block, is_flat };
                     transform(simd, &read, &self.scale, samples);
                     *block = [0; 64];
+                } else {
+                    self.pass_others(bits)?;
                 }
             }
         }
         Some(())
     }
 
-    /// Reads a block. If it is `KEPT`, all coefficients but the first are put into `block`, which is zero before.
-    /// Returns whether there are none.
+    /// Reads the first coefficient, which is the one of the block before and a difference.
     #[inline(always)]
-    fn read_block<const KEPT: bool>(
-        &self,
-        bits: &mut Bits<'_>,
-        prediction: &mut i32,
-        block: &mut [i16; 64],
-    ) -> Option<bool> {
+    fn read_mean(&self, bits: &mut Bits<'_>, prediction: &mut i32) -> Option<()> {
         bits.refill();
         let code = self.dc.code(bits.ahead())?;
         *prediction = prediction.wrapping_add(bits.take(code));
+        Some(())
+    }
+
+    /// Reads the other coefficients into `block`, which is zero before. Returns whether there are none.
+    #[inline(always)]
+    fn read_others(&self, bits: &mut Bits<'_>, block: &mut [i16; 64]) -> Option<bool> {
         let looks = self.ac.looks();
         let mut k = 1;
         loop {
@@ -159,10 +162,7 @@ impl Component {
                         return is_end.then_some(k == 1 + usize::from(END_OF_BLOCK));
                     }
                     // Of sixteen zeros the last is put.
-                    let value = bits.take(code);
-                    if KEPT {
-                        block[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] = value as i16;
-                    }
+                    block[usize::from(ZIGZAG_TRANSPOSED[k]) & 63] = bits.take(code) as i16;
                     k += 1;
                     if k > 63 {
                         return Some(false);
@@ -170,15 +170,43 @@ impl Component {
                     break;
                 }
                 bits.skip(look.bits.into());
-                if KEPT {
-                    let second = (first + usize::from(look.step)) & 63;
-                    block[usize::from(ZIGZAG_TRANSPOSED[first]) & 63] = look.first;
-                    block[usize::from(ZIGZAG_TRANSPOSED[second]) & 63] = look.second;
-                }
+                let second = (first + usize::from(look.step)) & 63;
+                block[usize::from(ZIGZAG_TRANSPOSED[first]) & 63] = look.first;
+                block[usize::from(ZIGZAG_TRANSPOSED[second]) & 63] = look.second;
                 k = first + usize::from(look.next);
                 if k > 63 {
                     return (k == 64 || look.next == END_OF_BLOCK).then_some(false);
                 }
+            }
+        }
+    }
+
+    /// Reads over the other coefficients.
+    #[inline(always)]
+    fn pass_others(&self, bits: &mut Bits<'_>) -> Option<()> {
+        let passes = self.ac.passes();
+        let mut k = 1;
+        loop {
+            bits.refill();
+            for _ in 0..LOOKS {
+                let pass = passes.at(bits.ahead());
+                if k + pass.coefficients() > 63 {
+                    // The last coefficient may be among them, and what follows it is no longer of this block.
+                    bits.refill();
+                    let code = self.ac.code(bits.ahead())?;
+                    bits.skip(code.all_bits());
+                    k += code.run();
+                    if k >= 63 {
+                        return (k == 63 || code.run() == usize::from(END_OF_BLOCK)).then_some(());
+                    }
+                    k += 1;
+                    break;
+                }
+                bits.skip(pass.bits());
+                if pass.is_end() {
+                    return Some(());
+                }
+                k += pass.coefficients();
             }
         }
     }
