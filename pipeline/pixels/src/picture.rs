@@ -164,7 +164,8 @@ mod tests {
 
     /// Luma that grows along the rows and colours that grow down the columns, so wide and high.
     fn slope(width: u32, height: u32) -> Image {
-        let pixel = |x: u32, y: u32| [(x * 200 / width) as u8 + 20, (x * 200 / width) as u8 + 20, (y * 200 / height) as u8];
+        let pixel =
+            |x: u32, y: u32| [(x * 200 / width) as u8 + 20, (x * 200 / width) as u8 + 20, (y * 200 / height) as u8];
         Image::new(width, height, (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect())
     }
 
