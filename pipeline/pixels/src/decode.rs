@@ -114,16 +114,16 @@ pub(crate) fn stored_size(width: u32, height: u32, orientation: Orientation) -> 
     if orientation.swaps_sides() { (height, width) } else { (width, height) }
 }
 
-/// The luma plane of a JPEG that has one, or `None` if its components are RGB or CMYK.
+/// The luma plane of a JPEG that has one and is coded in a way that [`jpeg`](crate::jpeg) knows. Of others luma is that of
+/// their colours: what the general decoder makes of a damaged file depends on what it is asked for.
 fn jpeg_luma(jpeg: &Jpeg<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
-    let mut decoder = jpeg_decoder(jpeg)?;
-    if !has_luma(&decoder) {
+    if !has_luma(&jpeg_decoder(jpeg)?) {
         return Ok(None);
     }
     match jpeg::luma(jpeg) {
         Outcome::Decoded(luma) => Ok(Some(luma.samples)),
         Outcome::Damaged => Err(damaged()),
-        Outcome::NotThisCase => jpeg_samples(&mut decoder, ColorSpace::Luma).map(Some),
+        Outcome::NotThisCase => Ok(None),
     }
 }
 
