@@ -106,7 +106,23 @@ fn references(lot: u64, items: Range<usize>) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frechet::Moments;
     use super::*;
+
+    /// What finite samples leave between rendered pictures, on which every model's distance stands (docs/results.md).
+    #[test]
+    fn rendered_pictures_of_two_lots_are_apart() {
+        let probe = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/demo/probe.safetensors"));
+        let features = |lot, count| {
+            let exam = DemoExam::open(probe, 1, 4096, lot, Device::Cpu).unwrap();
+            let parts = (0..count).step_by(100).map(|at| exam.reference_features(at..count.min(at + 100)).unwrap());
+            let (whole, patch): (Vec<_>, Vec<_>) = parts.map(|part| (part.whole, part.patch)).unzip();
+            [whole, patch].map(|parts| Moments::of(&Tensor::cat(&parts, 0)).unwrap())
+        };
+        let ([whole, patch], [other_whole, other_patch]) = (features(0, 2000), features(1, 4096));
+        let distances = [whole.distance(&other_whole).unwrap(), patch.distance(&other_patch).unwrap()];
+        assert!((distances[0] - 18.03).abs() < 0.05 && (distances[1] - 0.00956).abs() < 1e-4, "{distances:?}");
+    }
 
     #[test]
     fn references_are_a_function_of_their_lot_and_number() {
