@@ -123,9 +123,9 @@ impl Picture {
         let Self { luma, colours: Colours::Chroma(chroma) } = self else {
             return self.square_jpeg(THUMBNAIL_SIDE, THUMBNAIL_QUALITY);
         };
-        let reduced = |plane: &Plane| reduced(&plane.samples, plane.width, by);
-        let luma = reduced(&Plane { width: size.0 as usize, height: size.1 as usize, samples: luma.into_samples() });
-        let chroma = chroma.map(|both| both.map(|Chroma { plane, step }| Chroma { plane: reduced(&plane), step }));
+        let luma = reduced(luma.samples(), size.0 as usize, by);
+        let reduced_chroma = |Chroma { plane, step }| Chroma { plane: reduced(&plane.samples, plane.width, by), step };
+        let chroma = chroma.map(|both| both.map(reduced_chroma));
         planes_square((luma, chroma), reduced_size(size, by), THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
     }
 }

@@ -64,8 +64,8 @@ pub(super) struct Huffman {
     /// The code at the head of each [`LOOK`] bits, if it is no longer than that.
     short: Box<[Code; 1 << LOOK]>,
     /// Made when a scan first asks for it: a file may hold many more tables than it uses.
-    looks: OnceCell<Looks>,
-    passes: OnceCell<Passes>,
+    looks: OnceCell<Shown<Look>>,
+    passes: OnceCell<Shown<Pass>>,
     /// Longer codes: the code in the highest bits of 16, and what stands behind it, ascending.
     long: Vec<(u16, Code)>,
 }
@@ -106,14 +106,14 @@ impl Huffman {
 
     /// What one look shows of AC coefficients with their values.
     #[inline(always)]
-    pub(super) fn looks(&self) -> &Looks {
-        self.looks.get_or_init(|| Looks::new(&self.short))
+    pub(super) fn looks(&self) -> &Shown<Look> {
+        self.looks.get_or_init(|| Shown::new(|head| Look::at(head, &self.short)))
     }
 
     /// What one look shows of AC coefficients that are passed over.
     #[inline(always)]
-    pub(super) fn passes(&self) -> &Passes {
-        self.passes.get_or_init(|| Passes::new(&self.short))
+    pub(super) fn passes(&self) -> &Shown<Pass> {
+        self.passes.get_or_init(|| Shown::new(|head| Pass::at(head, &self.short)))
     }
 
     /// The code at the head of the bits.
@@ -132,19 +132,17 @@ impl Huffman {
 }
 
 /// What each [`LOOK`] bits show.
-pub(super) struct Looks(Box<[Look; 1 << LOOK]>);
+pub(super) struct Shown<T>(Box<[T; 1 << LOOK]>);
 
-impl Looks {
+impl<T: Copy> Shown<T> {
     #[cold]
-    fn new(short: &[Code; 1 << LOOK]) -> Self {
-        let mut looks = Box::new([Look::NOTHING; 1 << LOOK]);
-        looks.iter_mut().enumerate().for_each(|(head, look)| *look = Look::at(head, short));
-        Self(looks)
+    fn new(at: impl Fn(usize) -> T) -> Self {
+        Self(Box::new(std::array::from_fn(at)))
     }
 
     /// What the head of the bits shows.
     #[inline(always)]
-    pub(super) fn at(&self, buffer: u64) -> Look {
+    pub(super) fn at(&self, buffer: u64) -> T {
         self.0[(buffer >> (64 - LOOK)) as usize]
     }
 }
@@ -197,24 +195,6 @@ impl Look {
             _ if !has_value(&code_2) => look,
             run => Self { step: run + 1, next: run + 2, bits, second: value(code_1.all_bits(), code_2), ..look },
         }
-    }
-}
-
-/// What each [`LOOK`] bits show where no value is wanted.
-pub(super) struct Passes(Box<[Pass; 1 << LOOK]>);
-
-impl Passes {
-    #[cold]
-    fn new(short: &[Code; 1 << LOOK]) -> Self {
-        let mut passes = Box::new([Pass::NOTHING; 1 << LOOK]);
-        passes.iter_mut().enumerate().for_each(|(head, pass)| *pass = Pass::at(head, short));
-        Self(passes)
-    }
-
-    /// What the head of the bits shows.
-    #[inline(always)]
-    pub(super) fn at(&self, buffer: u64) -> Pass {
-        self.0[(buffer >> (64 - LOOK)) as usize]
     }
 }
 
