@@ -63,7 +63,7 @@ const MEASURES: [Measure; 7] = [
     Measure::new("CLIP score", "clip_score", |row| row.clip_score, 2),
     Measure::new("captions right", "caption_accuracy", |row| row.caption_accuracy, 3),
     Measure::new("attributes right", "attribute_accuracy", |row| row.attribute_accuracy, 3),
-    Measure::new("sharpness", "sharpness", |row| Some(row.sharpness), 0),
+    Measure::new("sharpness", "sharpness", |row| Some(row.sharpness), 1),
     Measure::new("distance to teacher", "teacher_distance", |row| Some(row.teacher_distance), 1),
 ];
 
@@ -199,11 +199,11 @@ mod tests {
         assert_eq!(
             lines[3],
             "| 8to4 | full | lightning | 4 | 0 | 2.50 ± 2.12 (1.25x) | 0.500 ± 0.000 (1.00x) | 0.900 ± 0.000 | \
-             0.950 ± 0.000 | 812 ± 0 | 9.3 ± 0.0 |"
+             0.950 ± 0.000 | 812.4 ± 0.0 | 9.3 ± 0.0 |"
         );
         let single = markdown(&[row("base-32", 0, 1.5)]);
         assert!(
-            single.ends_with("| base-32 | full | lightning | 4 | 0 | 1.50 | 0.500 | 0.900 | 0.950 | 812 | 9.3 |\n")
+            single.ends_with("| base-32 | full | lightning | 4 | 0 | 1.50 | 0.500 | 0.900 | 0.950 | 812.4 | 9.3 |\n")
         );
     }
 
